@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clock import local_now
@@ -19,8 +20,9 @@ from broker import __version__
 from broker.attribution.driver_release import DriverRelease
 from broker.attribution.enforcement import ProcessKiller
 from broker.attribution.limits import Limiter
+from broker.attribution.missing import NOT_LISTED, with_missing
 from broker.attribution.processes import Programs
-from broker.attribution.report import ReportBuilder, line
+from broker.attribution.report import ReportBuilder
 from broker.attribution.sampler import Sampler
 from broker.devices import (
     UNNAMED,
@@ -59,7 +61,10 @@ TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
 STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """State of a healthy device while its host drains."""
 
-NAMED: Final = {"state": "error", "listed": "0"}
+NAMED: Final = {
+    "state": "error", "reason": NOT_LISTED, "processes": "", "listed": "0",
+    **dict.fromkeys(KINDS, ""),
+}  # fmt: skip
 """Fields of a row without a name that goes: it was in error, and no other GPU is lost by it."""
 
 ESSENTIAL: Final = frozenset(
@@ -89,8 +94,6 @@ SAME_DEVICE: Final = (
     "two hosts list GPU {uuid}, {holder} and {other}, and {holder} keeps it: stop one of the two "
     "reporters, or give each machine UUIDs of its own"
 )
-
-NOT_LISTED = "the driver does not list this device"
 
 
 def source_of(settings: Settings) -> Source:
@@ -271,6 +274,8 @@ class Reporter:
             for device in holders.devices.values()
             if device.rival and pool.now_ms - device.rival_ms < RIVAL_MS
         )
+        missing = self._missing(looked.sample, holders)
+        looked = replace(looked, sample=with_missing(looked.sample, missing))
         reckoning = self._reckoner.reckon(looked, holders, pool)
         await self._limit(reckoning, holders)
         acts = self._ending.untold()
@@ -302,22 +307,25 @@ class Reporter:
         *,
         draining: bool,
     ) -> list[Report]:
-        """Return the fields of each device, and of the missing ones."""
+        """Return the fields of each device, and of rows without a name that are missing now."""
         unlisted = {d.uuid for d in sample.devices if not d.listed} - holders.devices.keys()
         said = {u: r for u, r in reckoning.reports.items() if u not in unlisted}
         said = {u: r | {"ended": acts[u]} if u in acts else r for u, r in said.items()}
         if draining:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
-        gone = {"state": "lost", "reason": line(sample.error or NOT_LISTED), "processes": ""}
-        gone |= dict.fromkeys(KINDS, "")
-        if not sample.error:  # the driver works, and does not list them
-            gone |= {"listed": "0"}
-        missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
-        said |= dict.fromkeys(sorted(missing), gone)
-        said |= {u: gone | NAMED for u in missing if u.startswith(UNNAMED)}  # it has a name
+        said |= {u: NAMED for u in self._missing(sample, holders) if u.startswith(UNNAMED)}
         if self._me:  # unknown without /proc
             said = {u: r | {"reporter": self._me} for u, r in said.items()}
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
+
+    def _missing(self, sample: Sample, holders: Holders) -> dict[str, DeviceStatus]:
+        """Return the devices of this host that a sample does not show."""
+        shown = {device.uuid for device in sample.devices}
+        return {
+            uuid: device
+            for uuid, device in holders.devices.items()
+            if uuid not in shown and not self._others(device)
+        }
 
     def _others(self, device: DeviceStatus) -> bool:
         """Tell whether another reporter of this host, which may live, has listed a device."""

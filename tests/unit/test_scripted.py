@@ -287,7 +287,7 @@ def test_part_that_is_gone_stays_so_whatever_befalls_its_gpu() -> None:
 
 
 def test_scripted_trouble_brings_back_no_gpu_that_was_listed_no_more(script):
-    """As a real driver's: what is gone stays gone while no driver answers."""
+    """Gone stays gone while no driver answers, like under a real one."""
     script.write("""
         steps:
           - devices: [{uuid: a, total_mb: 1000}, {uuid: b, total_mb: 1000}]

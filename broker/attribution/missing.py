@@ -1,0 +1,59 @@
+"""Devices that the pool has of a host, and that a look does not show.
+
+They were there before the reporter started, and its source has never seen them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from broker.devices import UNNAMED, DeviceSample
+from broker.devices.last_known import Fault, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_sdk.state.devices import DeviceStatus
+    from broker.devices import Sample
+
+NOT_LISTED: Final = "the driver does not list this device"
+
+_GONE: Final = Fault("lost", NOT_LISTED, gone=True)
+
+
+def with_missing(sample: Sample, missing: Mapping[str, DeviceStatus]) -> Sample:
+    """Return a sample with a row for each missing device that has a name.
+
+    A driver that fails, or has not answered yet, does not say that one is gone. Nor does one that
+    cannot name the GPU where the missing one was, or cannot read the GPU of a missing part: what is
+    wrong there is of the missing one too.
+    """
+    faults: dict[int | str, Fault] = {}
+    for device in sample.devices:
+        if device.state in {"lost", "error"}:
+            at = device.index if device.uuid.startswith(UNNAMED) else device.uuid
+            faults[at] = Fault(device.state, device.reason, gone=not device.listed)
+    other = Fault("error", sample.error) if sample.error else _GONE
+    rows = []
+    for uuid, status in sorted(missing.items()):
+        if not uuid.startswith(UNNAMED):
+            of = status.parent if status.parent not in missing else missing[status.parent].index
+            fault = faults.get(of if status.parent else status.index, other)
+            rows.append(quiet(_known(status), fault))
+    return replace(sample, devices=(*sample.devices, *rows))
+
+
+def _known(status: DeviceStatus) -> DeviceSample:
+    """Return what the pool knows of a device."""
+    return DeviceSample(
+        uuid=status.uuid,
+        index=status.index,
+        name=status.name,
+        model=status.model,
+        total_mb=status.total_mb,
+        system_mb=status.system_mb,
+        used_mb=None,
+        parent=status.parent,
+        unified=status.unified,
+    )
