@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SLOW_S: Final = 2.0
 """Seconds from which on an answer is slow enough for a word to the operator."""
@@ -36,7 +39,6 @@ class AnswerTimes:
         """Tell whether its last answer was slow."""
         return self._took_s.get(of, 0.0) >= min(SLOW_S, self._least_s)
 
-    @property
-    def slowest_s(self) -> float:
-        """Seconds that the slowest of the last answers took; 0.0: none was slow."""
-        return max((s for of, s in self._took_s.items() if self.is_slow(of)), default=0.0)
+    def slowest_s(self, calls: Iterable[int]) -> float:
+        """Return the seconds that the slowest of these calls took last; 0.0: none was slow."""
+        return max((self._took_s[of] for of in calls if self.is_slow(of)), default=0.0)

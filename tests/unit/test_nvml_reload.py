@@ -145,3 +145,27 @@ def test_gpu_that_hangs_for_ten_seconds_leaves_the_others_alive(machine):
     host.say(*HERE)
     assert_whole(host.until(lambda sample: sample["devices"][3]["state"] == "ok"))
     host.close()
+
+
+def test_slow_opening_makes_no_look_slow(machine):
+    """It is waited for; from then on looks are quick, and the host warns of nothing."""
+    host = machine("hang=init", deadline_s=0.7)
+    for _ in range(3):
+        assert host.sample()["error"].startswith("NVML has not answered for ")
+    host.let_go()
+    host.until(lambda sample: not sample["error"] and not sample["warnings"])
+    host.close()
+
+
+def test_slow_gpu_that_is_gone_slows_no_look(machine):
+    """The last call to it took long, and nothing is asked of it any more."""
+    host = machine("count=3", deadline_s=0.7)
+    host.sample()
+    host.say("count=3", "hang=2")
+    host.until(lambda sample: sample["devices"][2]["state"] == "error")
+    host.say("count=2")
+    host.let_go()
+    gone = host.until(lambda sample: sample["devices"][2]["state"] == "lost")
+    assert gone["devices"][2]["listed"] is False
+    host.until(lambda sample: not sample["warnings"])
+    host.close()

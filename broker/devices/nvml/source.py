@@ -210,10 +210,14 @@ class NvmlSource:
         return Session(nvml, self._xids, pcie_every_s=self._pcie_every_s)
 
     def _slow(self) -> tuple[str, ...]:
-        """Say how slow the driver is, and what helps; nothing: it is not."""
-        if not (seconds := self._times.slowest_s):
+        """Say how slow looks at the GPUs that are there are, and what helps; nothing: they are not.
+
+        A slow opening of NVML, or a GPU that has gone, makes none of them older.
+        """
+        if not (seconds := self._times.slowest_s(self._reading)):
             return ()
-        return (slow("NVML", seconds, persists=not self._volatile),)
+        volatile = self._volatile & self._reading.keys()
+        return (slow("NVML", seconds, persists=not volatile),)
 
     def _shut(self) -> None:
         busy = any(call.running for call in self._reading.values())
