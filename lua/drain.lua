@@ -1,4 +1,4 @@
--- drain: a device, or a host with all it has, takes no new leases; or takes them again. No report undoes it.
+-- drain: a device with its parts, or a host with all it has, takes no new leases; or takes them again. No report undoes it.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
@@ -37,6 +37,11 @@ local ids = { name }
 if what == 'host' then
   ids = call('SMEMBERS', prefix .. 'devices:' .. name)
   call('HSET', prefix .. 'host:' .. name, 'drained', drained)   -- for devices that it will report
+else
+  local host = call('HGET', prefix .. 'device:' .. name, 'host') or ''
+  for _, uuid in ipairs(call('SMEMBERS', prefix .. 'devices:' .. host)) do
+    if call('HGET', prefix .. 'device:' .. uuid, 'parent') == name then ids[#ids + 1] = uuid end
+  end
 end
 for _, uuid in ipairs(ids) do
   local d = broker.device(uuid)

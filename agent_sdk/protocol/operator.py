@@ -43,6 +43,8 @@ def drain(
 ) -> Generator[Call, Answer, int]:
     """Stop new leases on a device, or on a host with all its devices; or allow them again.
 
+    A divided GPU is named for all its parts.
+
     Returns:
         The number of devices.
     """

@@ -212,7 +212,7 @@ function broker.accept(host, said, sampled_ms, over)
   broker.model_sums.move(d, said.model or d.model)
   local moved = not known or d.host ~= host   -- what a drained host gets is drained too
   if moved and call('HGET', prefix .. 'host:' .. host, 'drained') == '1' then d.drained = '1' end
-  if not known and broker.drained_before(d.uuid, host) then d.drained = '1' end
+  if not known and broker.drained_before(d.uuid, host, said.parent) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.keys, d.total_mb = nil, tonumber(said.total_mb) or d.total_mb
   d.system_mb = tonumber(said.system_mb) or d.system_mb

@@ -49,11 +49,17 @@ local function keep_drain(name)
   return true
 end
 
+-- Is the GPU drained that a device is a part of? Its parts are with it, new ones too.
+local function of_drained(parent)
+  return parent ~= '' and call('HGET', prefix .. 'device:' .. parent, 'drained') == '1'
+end
+
 -- A device that is missing goes, if nothing is on it and its drain can be kept. Did it?
 -- `with_host`: its host's drain is kept.
 local function let_go(uuid, why, with_host)
   local d = broker.device(uuid)
   if not d or not broker.unused(d) then return false end
+  with_host = with_host or of_drained(d.parent)
   if d.drained == '1' and not with_host and not keep_drain('device:' .. uuid) then return false end
   broker.forget_device(d, '', why)
   return true
@@ -153,8 +159,9 @@ function broker.forget_slices(host, listed, unlisted)
   end
 end
 
--- Was a drain on a device that is registered now, or on its host, when it was forgotten?
-function broker.drained_before(uuid, host)
+-- Was a drain on a device that is registered now, or on its host, when it was forgotten, or is one
+-- on the GPU that it is a part of?
+function broker.drained_before(uuid, host, parent)
   local was = call('ZREM', prefix .. 'drains', 'device:' .. uuid) == 1
-  return was or call('ZSCORE', prefix .. 'drains', 'host:' .. host)
+  return was or call('ZSCORE', prefix .. 'drains', 'host:' .. host) or of_drained(parent or '')
 end

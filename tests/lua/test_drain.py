@@ -60,6 +60,50 @@ def test_drain_of_a_host_holds_for_devices_that_it_reports_later(pool: Pool) -> 
     assert pool.free() == {}
 
 
+def divided(pool: Pool) -> None:
+    """Report a GPU with two parts, and one that is whole."""
+    parts = (device(f"mig-{n}", model="MIG", parent="gpu-p") for n in range(2))
+    pool.report((device("gpu-p", state="mig"), *parts, device("gpu-w")), host="h5")
+
+
+def drained(pool: Pool) -> set[str]:
+    """The host's devices that are drained."""
+    there = pool.redis.smembers(f"{pool.keys.base}:devices:h5")
+    return {uuid for uuid in there if field_of(pool, uuid, "drained") == "1"}
+
+
+def field_of(pool: Pool, uuid: str, field: str) -> str | None:
+    return pool.redis.hget(f"{pool.keys.base}:device:{uuid}", field)
+
+
+def test_drain_of_a_divided_gpu_is_one_of_its_parts(pool: Pool) -> None:
+    """They are what is leased of it; each part can be undrained by itself, and drained."""
+    divided(pool)
+    assert said(pool.drain("gpu-p")) == ["DRAINED", 3]
+    assert drained(pool) == {"gpu-p", "mig-0", "mig-1"}
+    assert (
+        granted(pool.acquire(token(1), host="h5", model="MIG", on_unavailable="cpu")).devices == ()
+    )
+    assert said(pool.drain("mig-1", drained=0)) == ["UNDRAINED", 1]
+    assert uuids(pool.acquire(token(2), host="h5", model="MIG")) == ["mig-1"]
+    pool.redis.hset(f"{pool.keys.base}:device:mig-0", "quarantine", "XID 79")
+    assert said(pool.drain("gpu-p", drained=0)) == ["UNDRAINED", 3]
+    assert drained(pool) == set()
+    assert field_of(pool, "mig-0", "quarantine") == ""
+
+
+def test_drained_gpu_that_is_divided_anew_stays_drained(pool: Pool) -> None:
+    """Its new parts are drained, and no drain of an old one outlives its GPU's."""
+    divided(pool)
+    pool.drain("gpu-p")
+    whole, parent = device("gpu-w"), device("gpu-p", state="mig")
+    pool.report((parent, device("mig-2", model="MIG", parent="gpu-p"), whole), host="h5")
+    assert drained(pool) == {"gpu-p", "mig-2"}
+    pool.drain("gpu-p", drained=0)
+    divided(pool)
+    assert drained(pool) == set()
+
+
 def test_drain_outlives_absence(pool: Pool) -> None:
     """A drained host that goes away and comes back is still drained."""
     two_hosts(pool)

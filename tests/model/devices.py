@@ -47,11 +47,16 @@ class Devices(Queue):
         del self.hosts[host], self.reports[host]
 
     def let_go(self, uuid: str, *, with_host: bool = False) -> None:
-        """It is there no more; its drain is remembered, or its host's is."""
+        """It is there no more; its drain is remembered, or its host's or its GPU's is."""
         if self.unused(uuid):
-            if self.devices[uuid].drained and not with_host:
+            d = self.devices[uuid]
+            if d.drained and not (with_host or self.of_drained(d.parent)):
                 self.drains.add(f"device:{uuid}")
             self.forget_device(uuid)
+
+    def of_drained(self, parent: str) -> bool:
+        """Tell whether the GPU is drained that a device is a part of."""
+        return parent in self.devices and self.devices[parent].drained
 
     def forget_slices(self, host: str, listed: set[str], unlisted: set[str]) -> None:
         """Slices of a GPU that is listed without them are there no more.
@@ -111,7 +116,8 @@ class Devices(Queue):
         if moved or d.model != said["model"] or said["state"] != "ok":
             self.unkeep(uuid)
         d.drained = d.drained or (moved and host in self.drained_hosts)
-        if new and {f"device:{uuid}", f"host:{host}"} & self.drains:
+        kept = {f"device:{uuid}", f"host:{host}"} & self.drains
+        if new and (kept or self.of_drained(said.get("parent", ""))):
             d.drained = True
             self.drains.discard(f"device:{uuid}")
         if said.get("listed", 1):

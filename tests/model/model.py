@@ -380,9 +380,12 @@ class Model(Favours):
             self.drains.discard(f"{what}:{name}")
             return ["UNDRAINED", 0]
         self.catch_up()
-        ids = [u for u, d in self.devices.items() if (d.host if what == "host" else u) == name]
         if what == "host":
+            ids = [u for u, d in self.devices.items() if d.host == name]
             (self.drained_hosts.add if drained else self.drained_hosts.discard)(name)
+        else:
+            host = self.devices[name].host
+            ids = [name, *(u for u in self.of_host(host) if self.devices[u].parent == name)]
         for uuid in ids:
             self.unkeep(uuid)
             self.devices[uuid].drained = bool(drained)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 def drain(name: str, reason: str, output: str) -> None:
     """Stop new leases on a device, or on a host with all its devices; running ones go on.
 
-    Nothing ends. No report and no restart of a broker, a host or an agent undoes it; a Redis that
-    loses its data may lose it. The way back is gpu-broker undrain.
+    A divided GPU is drained with its parts, and so is what it is divided into later. Nothing ends.
+    No report and no restart of a broker, a host or an agent undoes it; a Redis that loses its data
+    may lose it. The way back is gpu-broker undrain.
 
     \b
     Examples:
@@ -49,8 +50,8 @@ def drain(name: str, reason: str, output: str) -> None:
 def undrain(name: str, reason: str, output: str) -> None:
     """Allow new leases on a device or a host again; this also lifts a quarantine of its GPUs.
 
-    Of a host it lifts every drain and every quarantine of its GPUs: name a GPU where others must
-    stay out.
+    Of a host it lifts every drain and every quarantine of its GPUs, of a divided GPU those of its
+    parts: name a GPU, or a part, where others must stay out.
 
     \b
     Examples:
