@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from broker.attribution.report import line, names
 from broker.devices import Limiting
 from broker.run.cgroups import place_of
 
@@ -41,7 +42,7 @@ class Limited:
     @property
     def said(self) -> dict[str, str]:
         """Fields of a report."""
-        return {"limited": ",".join(sorted(self.tokens)), "limit_error": self.error}
+        return {"limited": names(sorted(self.tokens)), "limit_error": line(self.error)}
 
 
 class Limiter:

@@ -218,7 +218,7 @@ class ReportBuilder:
             if uuid is not None:
                 said = [reports[uuid].get("tell", ""), f"{token}={'+'.join(kinds)}"]
                 # a token without room comes with the next look
-                reports[uuid]["tell"] = _names(said)
+                reports[uuid]["tell"] = names(said)
 
 
 def _report(
@@ -242,7 +242,7 @@ def _report(
     ):
         said[name] = _text(getattr(account, name, None))
     said["cooling"] = _cooling(account)
-    said |= {kind: _names(sorted(subjects)) for kind, subjects in found.subjects.items()}
+    said |= {kind: names(sorted(subjects)) for kind, subjects in found.subjects.items()}
     if verdict.quarantine is not None:
         said["quarantine"] = verdict.quarantine
     if verdict.xids:
@@ -261,13 +261,13 @@ def line(text: str) -> str:
 def _cooling(account: Account | None) -> str:
     """Return each cooling lease's use; without room for all, the sums alone remain."""
     each = account.cooling.items() if account else ()
-    return _names((f"{token}={':'.join(map(str, said))}" for token, said in each), COOLING)
+    return names((f"{token}={':'.join(map(str, said))}" for token, said in each), COOLING)
 
 
-def _names(names: Iterable[str], room: int = NAMES) -> str:
+def names(found: Iterable[str], room: int = NAMES) -> str:
     """Return as many of the names as a list has room for, in bytes."""
     kept, size = [], 0
-    for name in filter(None, names):
+    for name in filter(None, found):
         size += len(name) + 1
         if size > room:
             break

@@ -168,6 +168,27 @@ def test_reporter_that_does_not_use_nvml_says_so(
     assert "does not read its GPUs through NVML" in done.stderr
 
 
+def test_reason_without_end_is_said_shortened(
+    reported: Callable[..., Reported], cgroup: Path, tmp_path: Path
+) -> None:
+    """A report has room for the beginning of it, and all else of the report is taken."""
+    over = tmp_path / "over" / ("as-deep-as-folders-are" * 4)
+    (over / "nvidia_ml_py-13.dist-info").mkdir(parents=True)
+    (over / "nvidia_ml_py-13.dist-info" / "METADATA").write_text(
+        "Name: nvidia-ml-py\nVersion: 13\n"
+    )
+    (over / "pynvml.py").write_text("class NVMLError(Exception):\n    pass\n")  # another package's
+    machine = reported(
+        "nvml_out_of_the_way", ENABLE_NVML="true", PYTHONPATH=str(over),
+        GPU_BROKER_CGROUP=str(cgroup),
+    )  # fmt: skip
+    machine.until(lambda rows: [row["state"] for row in rows] == ["ok"])
+    done = ran(machine, "--enforce")
+    assert done.returncode == 1
+    assert "NVML cannot be used, and nvidia-smi is asked in its place" in done.stderr
+    assert "refused" not in machine.broker.said()
+
+
 def test_several_gpus_are_limited_each(machine: Reported) -> None:
     """A lease of two whole GPUs has a limit on both."""
     machine.words("count=2", "limits=1", "allocated=0/0", "allocated=1/0")
