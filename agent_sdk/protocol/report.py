@@ -88,6 +88,8 @@ def changes(fields: Fields, row: Mapping[str, str]) -> Fields:
     said = {name: str(value) for name, value in fields}
     if row.get("state") != said.get("state"):
         return fields
+    if said.get("listed") == "1":
+        del said["listed"]  # a device that is named is listed
     stated = STATED if said.get("reported_unleased_mb") else STATED | {"used_mb"}
     told = (
         (name, value)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TOLD = {
     "utilization_gpu_pct": "1.000", "temperature_c": "30.000", "processes": "[]", "idle": "",
     "reported_unleased_mb": "0", "unattributed_mb": "0", "cooling_used_mb": "0",
-    "cooling_unattributed_mb": "0", "cooling": "", "simulated": 0,
+    "cooling_unattributed_mb": "0", "cooling": "", "simulated": 0, "listed": "1",
 }  # fmt: skip
 
 
