@@ -232,6 +232,8 @@ def _report(
         state, reason = "dirty", found.dirty
     said = {name: _text(getattr(device, name)) for name in TOLD}
     said |= {"state": state, "reason": reason}
+    if device.total_mb is None:  # of an unknown total nothing is set aside: the pool's word stands
+        said["system_mb"] = ""
     said["idle_unleased_mb"] = str(idle_unleased_mb(device, pool.idle_foreign_mb))
     said["processes"] = _rows_text(found)
     for name in (

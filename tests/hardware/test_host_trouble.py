@@ -61,6 +61,18 @@ def test_gpu_without_a_handle_has_a_row_and_its_host_is_in_trouble(
     assert machine.broker.said().count(trouble) == 1
 
 
+def test_gpu_without_a_handle_takes_nothing_from_the_others(
+    reported: Callable[..., Reported],
+) -> None:
+    """Teams borrow by what all devices hold: of one whose memory is not known that is nothing."""
+    machine = reported("one_handle_fails")
+    machine.until(lambda rows: len(rows) == 3)
+    agent = machine.sdk()
+    room_mb = {device.uuid[:7]: device.total_mb - device.system_mb for device in agent.devices()}
+    assert room_mb == {"GPU-000": 79_112, "UNKNOWN": 0}
+    assert agent.pool().capacity_mb == 2 * 79_112
+
+
 def test_gpu_that_is_identified_at_last_leaves_no_row_behind(
     reported: Callable[..., Reported],
 ) -> None:
