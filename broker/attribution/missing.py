@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.devices import UNNAMED, DeviceSample
 from broker.devices.last_known import Fault, quiet
+from broker.devices.smi.mig import UNTOLD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +32,10 @@ def with_missing(sample: Sample, missing: Mapping[str, DeviceStatus]) -> Sample:
     """
     faults: dict[int | str, Fault] = {}
     for device in sample.devices:
-        if device.state in {"lost", "error"}:
+        if device.state in {"lost", "error"} or device.reason == UNTOLD:
             at = device.index if device.uuid.startswith(UNNAMED) else device.uuid
-            faults[at] = Fault(device.state, device.reason, gone=not device.listed)
+            state = "error" if device.state == "mig" else device.state
+            faults[at] = Fault(state, device.reason, gone=not device.listed)
     other = Fault("error", sample.error) if sample.error else _GONE
     rows = []
     for uuid, status in sorted(missing.items()):
@@ -54,6 +56,7 @@ def _known(status: DeviceStatus) -> DeviceSample:
         total_mb=status.total_mb,
         system_mb=status.system_mb,
         used_mb=None,
+        simulated=status.simulated,
         parent=status.parent,
         unified=status.unified,
     )

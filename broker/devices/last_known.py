@@ -44,6 +44,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
         used_mb=None,
         state=fault.state,
         reason=fault.reason,
+        simulated=last.simulated,
         parent=last.parent,
         unified=last.unified,
         listed=not fault.gone,
