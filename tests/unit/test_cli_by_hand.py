@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -225,6 +225,40 @@ def test_wait_returns_when_a_waiter_has_its_lease(pool: TestBroker) -> None:
         assert (waiting.returncode, told["outcome"]) == (0, "released")
     assert on(pool, "wait", token).returncode == 1
     assert on(pool, "wait", "no-such-token-at-all").returncode == 1
+
+
+@contextmanager
+def silent(pool: TestBroker) -> Iterator[None]:
+    """Let the server answer nothing for a block, once a `wait` reads the pool's events."""
+    redis: Any = pool.client.redis
+    server = int(redis.info("server")["process_id"])
+    eventually(lambda: any("xread" in each["cmd"] for each in redis.client_list()), 20)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+def test_wait_outlives_a_store_that_does_not_answer(pool: TestBroker) -> None:
+    """It goes on when the store does, as after a refused connection."""
+    lease = pool.client.acquire("other", memory_mb=100, ttl_s=60)
+    with shell(pool, f"exec gpu-broker wait {lease.token} --end") as waiting:
+        with silent(pool):
+            time.sleep(4)  # a call of a second or two gets no answer
+        pool.client.release(lease)
+        assert waiting.wait(20) == 0
+
+
+def test_wait_ends_by_its_timeout_also_without_a_store(pool: TestBroker) -> None:
+    """An outage does not prolong the time that the caller has, and is told."""
+    lease = pool.client.acquire("other", memory_mb=100, ttl_s=60)
+    with shell(pool, f"exec gpu-broker wait {lease.token} --end --timeout 3") as waiting:
+        with silent(pool):
+            assert waiting.wait(20) == 75
+        assert waiting.stderr is not None
+        assert "Redis" in waiting.stderr.readline()
+        assert "has not ended after 3 s" in waiting.stderr.readline()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")

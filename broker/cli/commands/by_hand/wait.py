@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from agent_sdk.errors import CODES, BrokerUnavailable, error_for
+from agent_sdk.errors import CODES, BrokerUnavailable, OutcomeUnknown, error_for
 from agent_sdk.state.queue import WaiterStatus
 from broker.cli import FAILED, NOT_IN_TIME
 from broker.cli.complete import tokens
@@ -37,7 +37,7 @@ AWAY_S: Final = 0.5
 @click.option("--timeout", "timeout_s", type=Duration(), help="End with 75 after so long: 10m.")
 @click.option(
     "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
-    help="End with 69 when the store is away for so long (default 5m).",
+    help="End with 69 when the store is away for so long during the wait (default 5m).",
 )  # fmt: skip
 @output_option()
 def wait(
@@ -80,7 +80,7 @@ def _changed(
     """Return the lease of a token, without `end`, or its outcome; None: neither came in time.
 
     Raises:
-        BrokerUnavailable: the store was away for `away_s` seconds.
+        LeaseError: the store was away for `away_s` seconds, or denies the call.
     """
     seen_at = time.monotonic()
     while True:
@@ -95,10 +95,14 @@ def _changed(
                         return found
                     if not _news(news, token, until):
                         return None
-        except BrokerUnavailable:
-            if time.monotonic() - seen_at > away_s:
+        except (BrokerUnavailable, OutcomeUnknown) as error:
+            now = time.monotonic()
+            if until is not None and now >= until:
+                say(f"gpu-broker: {error}", err=True)
+                return None
+            if now - seen_at > away_s:
                 raise
-            time.sleep(AWAY_S)
+            time.sleep(AWAY_S if until is None else min(AWAY_S, until - now))
 
 
 def _news(news: Follower, token: str, until: float | None) -> bool:
