@@ -80,12 +80,16 @@ def place(device: DeviceStatus) -> str:
 
 
 def whole_token(client: LeaseClient, token: str) -> str:
-    """Return the one token that begins so, of a lease or a waiter; else the given text.
+    """Return the one token that begins so, of a lease or a waiter; else the given whole one.
 
     Raises:
         UsageError: several tokens begin so; the message lists them with their agents.
+        BadRequest: it is too short for a beginning.
+        UnknownToken: it is no whole token, and none begins so.
     """
-    if len(token) < PREFIX or (len(token) >= WHOLE and client.lookup(token) is not None):
+    if len(token) < PREFIX:
+        raise error_for("bad_request", f"{token!r} is no token: write {PREFIX} letters of one")
+    if len(token) >= WHOLE and client.lookup(token) is not None:
         return token
     known = _agents_by_token(client)
     if token in known:
@@ -95,6 +99,12 @@ def whole_token(client: LeaseClient, token: str) -> str:
         listed = _listed(f"{name} of {known[name]}" for name in begin)
         raise click.UsageError(
             f"{len(begin)} tokens begin with {token}: {listed}; write more letters"
+        )
+    if not begin and len(token) < WHOLE:
+        raise error_for(
+            "unknown_token",
+            f"no lease and no waiter has a token that begins with {token}: gpu-broker leases and "
+            "gpu-broker queue list all; write the whole token of a lease that has ended",
         )
     return begin[0] if begin else token
 

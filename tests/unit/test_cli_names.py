@@ -106,6 +106,41 @@ def test_letters_that_several_tokens_share_revoke_none(pool: TestBroker) -> None
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "{}"),
+        ("wait", "{}"),
+        ("extend", "{}", "1h"),
+        ("release", "{}"),
+        ("ask", "{}"),
+        ("revoke", "{}", "--reason", "x"),
+    ],
+)
+def test_letters_with_which_no_token_begins_say_where_tokens_are(
+    pool: TestBroker, words: tuple[str, ...]
+) -> None:
+    """As of a lease that has ended; fewer letters than eight are no beginning."""
+    unknown = on(pool, *(word.format("5a37a41f") for word in words))
+    assert (unknown.returncode, "5a37a41f" in unknown.stderr) == (1, True)
+    assert "gpu-broker leases" in unknown.stderr
+    short = on(pool, *(word.format("5a37") for word in words))
+    assert (short.returncode, "write 8 letters" in short.stderr) == (1, True)
+
+
+def test_release_looks_at_every_token_before_it_gives_one_back(pool: TestBroker) -> None:
+    """What it has given back is told, also beside letters with which none begins."""
+    names = ["shared-beginning-1", "shared-beginning-2", "one-of-its-own-kind"]
+    for name in names:
+        pool.client.acquire("a", memory_mb=1, token=name)
+    assert on(pool, "release", "one-of-i", "shared-b").returncode == 2
+    assert tokens(pool) == {*names}
+    done = on(pool, "release", "one-of-i", "5a37a41f", "-o", "json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["released"], told["unknown"]) == (1, names[2:], ["5a37a41f"])
+    assert tokens(pool) == {*names[:2]}
+
+
+@pytest.mark.parametrize(
     ("words", "meant"),
     [
         (("stauts",), "did you mean status?"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agent_sdk.engines.environment import environment
-from agent_sdk.errors import CODES
+from agent_sdk.errors import CODES, UnknownToken
 from agent_sdk.request import own_token
 from broker.cli import FAILED
 from broker.cli.complete import tokens as known_tokens
@@ -49,7 +49,8 @@ def release(tokens: tuple[str, ...], export: bool, output: str) -> None:
       gpu-broker leases --agent "$USER@$(hostname)" -o name | xargs -r gpu-broker release
     """
     with pool_client() as client:
-        ends = dict(_release(client, token) for token in tokens or (own_token(None),))
+        named = dict(_found(client, name) for name in tokens or (own_token(None),))
+        ends = {token: _release(client, token) if known else None for token, known in named.items()}
     unknown = [token for token, how in ends.items() if how is None]
     if export:
         say("\n".join(f"unset {name}" for name in VARIABLES))
@@ -67,12 +68,19 @@ def release(tokens: tuple[str, ...], export: bool, output: str) -> None:
     sys.exit(FAILED if unknown else 0)
 
 
-def _release(client: LeaseClient, name: str) -> tuple[str, str | None]:
-    """Give one lease back; return its token, and how it ended; None: unknown."""
-    token = whole_token(client, name)
+def _found(client: LeaseClient, name: str) -> tuple[str, bool]:
+    """Return the whole token; or the name and False, where no token begins so."""
+    try:
+        return whole_token(client, name), True
+    except UnknownToken:
+        return name, False
+
+
+def _release(client: LeaseClient, token: str) -> str | None:
+    """Give one lease back; return how it ended; None: unknown."""
     by_us = client.lookup(token) is not None and client.release(token, refuse_late=False)
     ask_keeper(token, do="release")
     if by_us:
-        return token, RELEASED
+        return RELEASED
     found = client.lookup(token)
-    return token, found if isinstance(found, str) else None
+    return found if isinstance(found, str) else None
