@@ -86,9 +86,19 @@ READING = {
     "teams",
     "usage",
     "history",
+    "policy get",
+    "keys new",
+    "keys list",
+    "hooks add",
+    "hooks list",
+    "hooks show",
+    "functions list",
+    "functions source",
+    "skill show",
+    "completion",
     "doctor",
 }
-"""Commands whose result is their output."""
+"""Commands whose result is their output: a key that is printed nowhere is lost."""
 
 
 class Commands(click.Group):
@@ -97,6 +107,11 @@ class Commands(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line, with streams that take every letter."""
         return super().main(*args, obj=prepare_streams(), **options)
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the options; tell on stderr that the help cannot be printed."""
+        with write_errors_in_words():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; tell on stderr that its output cannot be printed."""
@@ -116,10 +131,16 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; an unknown name ends the program with the nearest known one."""
+        """Find the command; an unknown name ends the program with the nearest known one.
+
+        Raises:
+            NowhereToPrint: there is no stdout, and its result would be lost.
+        """
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             meant = did_you_mean(args[0], COMMANDS) or "gpu-broker --help lists the commands"
             ctx.fail(f"no command is called {printable(args[0])}; {meant}")
+        if ctx.obj is False and READING & {" ".join(args[:1]), " ".join(args[:2])}:
+            raise NowhereToPrint("stdout is closed: open it, for example > FILE")
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -205,5 +226,3 @@ def main(ctx: click.Context, no_color: bool) -> None:
     """
     if no_color or dumb_terminal():
         ctx.color = False
-    if not ctx.obj and ctx.invoked_subcommand in READING:
-        raise NowhereToPrint("stdout is closed: open it, for example > FILE")

@@ -171,7 +171,31 @@ def test_closed_stdout_is_said(settings: dict[str, str], command: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [["status"], ["leases", "-o", "json"], ["policy", "get"]])
+@pytest.mark.parametrize(
+    "command",
+    ["policy get", "keys list", "hooks list", "functions source", "skill show", "completion sh"],
+)
+def test_closed_stdout_is_said_by_a_command_of_a_group(
+    settings: dict[str, str], command: str
+) -> None:
+    """As by the others that read."""
+    done = into(None, *command.split(), **settings)
+    assert (done.returncode, "stdout is closed" in done.stderr) == (1, True)
+
+
+def test_no_key_is_made_that_cannot_be_printed(settings: dict[str, str], tmp_path: Path) -> None:
+    """It cannot be read again, and the first one locks all clients without a key out."""
+    file = tmp_path / "keys"
+    done = into(None, "keys", "new", "ann", "--role", "viewer", "--file", str(file), **settings)
+    assert (done.returncode, file.exists()) == (1, False)
+    assert "stdout is closed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["leases", "-o", "json"], ["policy", "get"], ["--help"], ["--version"],
+     ["status", "--help"]],
+)  # fmt: skip
 def test_full_disk_is_said(settings: dict[str, str], command: list[str]) -> None:
     """Once, and the exit code tells."""
     full = os.open("/dev/full", os.O_WRONLY)
