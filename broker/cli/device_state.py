@@ -50,7 +50,7 @@ def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
             pool, devices, hosts = client.pool(), client.devices(), client.hosts()
     except LeaseError as error:
         return None, [], [Diagnosis(str(error), "start gpu-broker serve", Severity.BROKEN)]
-    rows = ["SAFE_MODE is on" if pool.safe_mode else "SAFE_MODE is off"]
+    rows = [f"SAFE_MODE is {'on' if pool.safe_mode else 'off'}"] if pool.ready else []
     rows += [f"{d.host}:{d.index}  {d.uuid}  {d.name}  {state_of(d, pool.now_ms)}" for d in devices]
     findings = [*([SAFE] if pool.safe_mode else []), *_absent(pool, devices, hosts)]
     findings += [

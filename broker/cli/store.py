@@ -38,6 +38,8 @@ START_ONE = "Start one with: gpu-broker serve, or name its server in REDIS_URL"
 
 WAYS_OUT = {
     "closed": "It opens by itself, within a minute: try again then",
+    "not_ready": "Or gpu-broker host on a machine with GPUs; REDIS_URL and GPU_BROKER_POOL name"
+    " another pool",
     "outcome_unknown": "Try again: gpu-broker leases shows what was done",
     "store_full": "Raise maxmemory of the store; what gives back goes on meanwhile",
 }

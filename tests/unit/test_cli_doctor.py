@@ -77,6 +77,7 @@ def test_store_without_a_file_is_noted(server: Server, pool: TestBroker) -> None
     assert any("note: the store keeps no append-only file" in x for x in problems(said))
     assert any("CONFIG SET appendonly yes" in x["remedy"] for x in said["warnings"])
     assert "broken: no host has reported to this pool" in problems(said)
+    assert not any("SAFE_MODE" in line for line in said["devices"])  # no pool has one yet
     durable = examined(0, REDIS_URL=pool.url)
     assert not any("append-only" in x for x in problems(durable))
 

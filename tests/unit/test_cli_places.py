@@ -242,3 +242,15 @@ def test_state_folder_that_no_url_can_name_is_said(tmp_path: Path, command: str)
     assert "is not named in UTF-8" in done.stderr
     assert "GPU_BROKER_STATE_DIR" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "hooks list", "functions list", "policy get"])
+def test_store_that_is_away_brings_a_way_out(command: str) -> None:
+    """Of each group of commands; the exit code tells, too."""
+    done = subprocess.run(
+        [PROGRAM, *command.split()], env=environment(REDIS_URL="redis://127.0.0.1:1"),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 69
+    assert "Redis cannot be reached" in done.stderr
+    assert "Start one with: gpu-broker serve" in done.stderr

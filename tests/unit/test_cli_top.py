@@ -99,3 +99,14 @@ def test_top_is_drawn_in_place(pool: TestBroker) -> None:
         eventually(lambda: "newcomer" in shown.picture, 10)
         pool.client.release(lease)
         assert shown.end() == 0
+
+
+def test_pool_to_which_no_host_has_reported_is_called_so(pool: TestBroker) -> None:
+    """It has no SAFE_MODE and no processes; the message says how a host comes."""
+    new = settings(pool) | {"GPU_BROKER_POOL": "new"}
+    assert called("top", **new).stdout == called("status", **new).stdout
+    assert "start gpu-broker serve" in called("top", **new).stdout
+    refused = called("explain", "--agent", "me", **new)
+    assert refused.returncode == 69
+    assert refused.stderr.count("gpu-broker serve") == 1
+    assert "gpu-broker host" in refused.stderr

@@ -41,6 +41,10 @@ ROOMY: Final = 110
 DEFAULT: Final = "default"
 """Name of the pool that needs no mention."""
 
+NOT_READY: Final = (
+    "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
+)
+
 HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE")
 
 
@@ -158,7 +162,7 @@ def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     if output == "name":
         return "\n".join(map(one_line, scene.devices))
     if not scene.pool.ready:
-        return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
+        return NOT_READY
     wide = output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY

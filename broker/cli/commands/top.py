@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from agent_sdk.state.finding_kinds import KINDS
-from broker.cli.commands.status import DEFAULT, look, pool_line
+from broker.cli.commands.status import DEFAULT, NOT_READY, look, pool_line
 from broker.cli.filters import MOST_GPUS, in_state, limited, of_agent, of_team, on_host
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.watch import watch
@@ -121,6 +121,8 @@ def as_data(seen: Seen, sort: str) -> dict[str, Any]:
 def as_text(seen: Seen, sort: str, pool: str = DEFAULT) -> str:
     """Return GPUs, agents and processes for people, the busiest processes first."""
     scene, width = seen.scene, screen_width()
+    if not scene.pool.ready:
+        return NOT_READY
     gpus = [_gpu(device, scene) for device in scene.devices.values()]
     found = [_agent(row) for row in agents(seen)]
     rows = [_process(row, scene.pool.now_ms) for row in processes(seen, sort)]

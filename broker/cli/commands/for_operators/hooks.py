@@ -7,11 +7,12 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from redis.exceptions import RedisError
 
 from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 from broker.cli.hooks import registry
-from broker.cli.store import output_option, show
+from broker.cli.store import START_ONE, output_option, show
 from broker.hooks.operators import new_hook, row_of, tested
 from broker.identity import user_at_host
 from broker.text.screen import one_line, say
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from broker.hooks.registry import HooksSeen, Registry
 
 STDIN: Final = "-"
+
+LOOK: Final = "gpu-broker hooks list shows what was done"
 
 HEADS: Final = ("NAME", "STATE", "BACKLOG", "DELIVERED", "EVENTS", "URL")
 
@@ -198,4 +201,6 @@ def _done(act: Callable[[Registry], Awaitable[Any]]) -> Any:
     except (LeaseError, ValueError) as error:
         say(f"gpu-broker hooks: {error}", err=True)
         away = isinstance(error, BrokerUnavailable | OutcomeUnknown)
+        if away and isinstance(error.__cause__, RedisError):  # else the error says what to do
+            say(START_ONE if isinstance(error, BrokerUnavailable) else LOOK, err=True)
         sys.exit(UNAVAILABLE if away else DENIED if isinstance(error, Denied) else FAILED)
