@@ -40,6 +40,8 @@ WAYS_OUT = {
     "closed": "It opens by itself, within a minute: try again then",
     "not_ready": "Or gpu-broker host on a machine with GPUs; REDIS_URL and GPU_BROKER_POOL name"
     " another pool",
+    "denied": "Name a user that may, with its password, in REDIS_URL=redis://USER:PASSWORD@HOST:PORT;"
+    " or give this one the right (ACL SETUSER)",
     "outcome_unknown": "Try again: gpu-broker leases shows what was done",
     "store_full": "Raise maxmemory of the store; what gives back goes on meanwhile",
 }
@@ -59,10 +61,10 @@ def pool_client() -> Iterator[LeaseClient]:
     except (LeaseError, ValueError) as error:
         text = in_options(str(error)) if isinstance(error, BadRequest) else str(error)
         say(f"gpu-broker: {text}", err=True)
-        if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
+        if isinstance(error, (BrokerUnavailable, OutcomeUnknown, Denied)):
             say(way_out(error), err=True)
-            sys.exit(UNAVAILABLE)
-        sys.exit(DENIED if isinstance(error, Denied) else FAILED)
+            sys.exit(DENIED if isinstance(error, Denied) else UNAVAILABLE)
+        sys.exit(FAILED)
 
 
 def connect(client_name: str, deadline_s: float) -> LeaseClient:

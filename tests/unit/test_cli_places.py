@@ -254,3 +254,28 @@ def test_store_that_is_away_brings_a_way_out(command: str) -> None:
     assert done.returncode == 69
     assert "Redis cannot be reached" in done.stderr
     assert "Start one with: gpu-broker serve" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run --or-cpu --memory 1MiB -- true", "hold --memory 1MiB", "drain h1", "functions load",
+     "hooks add https://example.com/"],
+)  # fmt: skip
+def test_user_without_the_right_is_told_of_credentials(
+    settings: dict[str, str], server: Server, command: str
+) -> None:
+    """Neither SAFE_MODE nor --or-cpu is a way out of it."""
+    rights = ("~*", "&*", "+@all", "-evalsha", "-fcall", "-function", "-hsetnx", "-watch")
+    with server.connect() as admin:
+        admin.execute_command("ACL", "SETUSER", "guest", "reset", "on", ">x", *rights)
+        try:
+            guest = settings | {"REDIS_URL": server.url.replace("//", "//guest:x@")}
+            done = subprocess.run(
+                [PROGRAM, *command.split()], env=environment(**guest),
+                capture_output=True, text=True, check=False, timeout=60,
+            )  # fmt: skip
+        finally:
+            admin.execute_command("ACL", "DELUSER", "guest")
+    assert (done.returncode, "ACL SETUSER" in done.stderr) == (77, True), done.stderr
+    assert "SAFE_MODE" not in done.stderr
+    assert "--or-cpu" not in done.stderr

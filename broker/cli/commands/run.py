@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 NAME = "gpu-broker-run"
 """Name of this client, beside its leases."""
 
-DENIED_ADVICE = "--or-cpu runs the command without a GPU"
+SAFE_ADVICE = "--or-cpu runs the command without a GPU"
 
 SHORT_S = 10.0
 """Seconds of a lease whose renewals begin before the command does: its start may take a while."""
@@ -166,7 +166,7 @@ def run(
             agent = asked["agent"] or user_at_host()
             ended = _attempts(client, agent, ask, how, teller, guard, inherited, requeue=requeue)
     except (LeaseError, ValueError) as error:
-        ended = CommandEnd(explained(error, teller, "run", DENIED_ADVICE))
+        ended = CommandEnd(explained(error, teller, "run", SAFE_ADVICE))
     except KeyboardInterrupt:
         ended = CommandEnd(128 + signal.SIGINT, signal.SIGINT)
     if ended.by is not None:

@@ -114,9 +114,9 @@ def _keep(hold: Hold, teller: Progress, tell: Callable[[dict[str, Any]], bool]) 
             teller.kept_until(lease, ended_in_words(kept, why))
             return FAILED if why == LOST else 0
     except (LeaseError, ValueError) as error:
-        denied = "without SAFE_MODE it may be granted"
+        safe = "without SAFE_MODE it may be granted"
         late = NO_ROOM_FOR_IT if hold.adopts else LATER
-        return explained(error, teller, hold.command, denied, late)
+        return explained(error, teller, hold.command, safe, late)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -41,7 +41,7 @@ def waiting_client(name: str, store_timeout_s: float) -> LeaseClient:
 
 
 def explained(
-    error: LeaseError | ValueError, teller: Progress, command: str, denied: str, late: str = LATER
+    error: LeaseError | ValueError, teller: Progress, command: str, safe: str, late: str = LATER
 ) -> int:
     """Tell the reason for which there is no lease; return the exit code for it.
 
@@ -49,7 +49,7 @@ def explained(
         error: the reason.
         teller: tells it.
         command: the command that asked, such as `run`.
-        denied: the way out where SAFE_MODE or the store's credentials deny it.
+        safe: the way out under SAFE_MODE.
         late: the way out where there is no room now.
     """
     if not isinstance(error, LeaseError):
@@ -62,8 +62,10 @@ def explained(
         return FAILED
     if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
         code, advice = UNAVAILABLE, way_out(error)
-    elif isinstance(error, (Denied, SafeMode)):
-        code, advice = DENIED, denied
+    elif isinstance(error, Denied):
+        code, advice = DENIED, way_out(error)
+    elif isinstance(error, SafeMode):
+        code, advice = DENIED, safe
     elif error.retryable:
         code, advice = NOT_IN_TIME, late
     elif isinstance(error, BadRequest):

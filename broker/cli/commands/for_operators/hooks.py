@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 from broker.cli.hooks import registry
-from broker.cli.store import START_ONE, output_option, show
+from broker.cli.store import output_option, show, way_out
 from broker.hooks.operators import new_hook, row_of, tested
 from broker.identity import user_at_host
 from broker.text.screen import one_line, say
@@ -200,7 +200,8 @@ def _done(act: Callable[[Registry], Awaitable[Any]]) -> Any:
         return asyncio.run(run())
     except (LeaseError, ValueError) as error:
         say(f"gpu-broker hooks: {error}", err=True)
-        away = isinstance(error, BrokerUnavailable | OutcomeUnknown)
-        if away and isinstance(error.__cause__, RedisError):  # else the error says what to do
-            say(START_ONE if isinstance(error, BrokerUnavailable) else LOOK, err=True)
-        sys.exit(UNAVAILABLE if away else DENIED if isinstance(error, Denied) else FAILED)
+        if not isinstance(error, BrokerUnavailable | OutcomeUnknown | Denied):
+            sys.exit(FAILED)
+        if isinstance(error.__cause__, RedisError):  # else the error says what to do
+            say(LOOK if isinstance(error, OutcomeUnknown) else way_out(error), err=True)
+        sys.exit(DENIED if isinstance(error, Denied) else UNAVAILABLE)
