@@ -77,6 +77,7 @@ TABLE: list[tuple[tuple[str, ...], str]] = [
     (("ACL", "SETUSER", "me"), ""),
     (("SCRIPT", "FLUSH"), ""),
     (("FUNCTION", "FLUSH"), ""),
+    (("FUNCTION", "DELETE", "gpu_broker"), ""),
     (("CLIENT", "KILL", "ID", "1"), ""),
     (("CLIENT", "PAUSE", "1"), ""),
     (("REPLICAOF", "NO", "ONE"), ""),
