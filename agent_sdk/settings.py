@@ -230,7 +230,8 @@ def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
 
 def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Setting]:
     """Return the SDK's settings by the name of their variable."""
-    settings, orchestrator = read_settings(environ), read_orchestrator_settings(environ)
+    env = os.environ if environ is None else environ
+    settings, orchestrator = read_settings(env), read_orchestrator_settings(env)
     values = {
         "REDIS_URL": settings.masked_url,
         "GPU_BROKER_STATE_DIR": str(settings.state_dir),
@@ -240,6 +241,7 @@ def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Set
         "GPU_BROKER_TEAM": settings.team,
         "GPU_ORCHESTRATOR_URL": orchestrator.url,
         "GPU_ORCHESTRATOR_POLICY_TTL": f"{orchestrator.policy_ttl_s:g}",
-        "GPU_BROKER_API_KEY": "unset" if orchestrator.api_key is None else "set",
+        "GPU_BROKER_API_KEY": "set" if env.get("GPU_BROKER_API_KEY") else "unset",
+        "GPU_BROKER_API_KEY_FILE": env.get("GPU_BROKER_API_KEY_FILE") or "unset",
     }
-    return [Setting(name, value, source_of(name, environ)) for name, value in values.items()]
+    return [Setting(name, value, source_of(name, env)) for name, value in values.items()]

@@ -324,8 +324,11 @@ def test_settings_are_those_of_the_page() -> None:
     names = set(re.findall(r'env\.get\("(\w+)"\)', sdk))
     for field in Settings.model_fields.values():
         names |= set(getattr(field.validation_alias, "choices", ()))
+    for path in (ROOT / "broker" / "cli").rglob("*.py"):
+        names |= set(re.findall(r'\benvvar="(\w+)"', path.read_text()))
     assert {"REDIS_URL", "GPU_ORCHESTRATOR_PORT"} <= names
-    of_the_system = {"XDG_STATE_HOME", "TERM"}
+    of_the_system = {"XDG_STATE_HOME", "TERM", "NO_COLOR"}
+    assert {"NO_COLOR", "GPU_BROKER_MCP_RUN"} <= names
     assert names - of_the_system == set(first_cells("settings.md"))
 
 

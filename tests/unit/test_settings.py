@@ -75,6 +75,9 @@ CLIENT = [
 ]
 """The same of the HTTP client."""
 
+KEY_IN = "GPU_BROKER_API_KEY_FILE"
+"""The file with the last of these."""
+
 WRONG = [
     ("GPU_ORCHESTRATOR_PORT", "0"),
     ("GPU_ORCHESTRATOR_PORT", "65536"),
@@ -146,7 +149,7 @@ LEAKING = [
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of this shell's settings."""
     for name in [*os.environ]:
-        if name.upper() in {row[0] for row in SETTINGS + SDK + CLIENT} | {"XDG_STATE_HOME"}:
+        if name.upper() in {row[0] for row in SETTINGS + SDK + CLIENT} | {"XDG_STATE_HOME", KEY_IN}:
             monkeypatch.delenv(name)
 
 
@@ -157,7 +160,16 @@ def test_settings_listed_here_are_all_there_are() -> None:
     """No setting is without a row in this file."""
     assert {field for _, field, *_ in SETTINGS} | {"sdk"} == set(Settings.model_fields)
     assert {s.name for s in broker_settings_in_effect()} == {row[0] for row in SETTINGS}
-    assert {s.name for s in sdk_settings_in_effect({})} == {row[0] for row in SDK + CLIENT}
+    assert {s.name for s in sdk_settings_in_effect({})} == {row[0] for row in SDK + CLIENT} | {
+        KEY_IN
+    }
+
+
+def test_key_in_a_file_is_told_as_the_file_alone() -> None:
+    """Where it comes from is to be seen, whether it can be read or not."""
+    told = {s.name: (s.value, s.source) for s in sdk_settings_in_effect({KEY_IN: "/nowhere"})}
+    assert told["GPU_BROKER_API_KEY"] == ("unset", "default")
+    assert told[KEY_IN] == ("/nowhere", "environment")
 
 
 @pytest.mark.parametrize(("variable", "field", "default", "given", "value"), SETTINGS)
