@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent_sdk.errors import NeverFits
+from agent_sdk.errors import BadRequest, NeverFits
 from broker.cli.complete import hosts_and_devices
 from broker.cli.names import Target, target_of
 from broker.cli.store import output_option, pool_client, show
@@ -99,7 +99,7 @@ def _ended(client: LeaseClient, name: str, act: Callable[[Target], int]) -> tupl
         target = target_of(client, name)
     except NeverFits as unknown:
         for target in (Target("host", name), Target("device", name)):
-            with suppress(NeverFits):
+            with suppress(NeverFits, BadRequest):  # it may be no name that one could have
                 return target, act(target)
         raise unknown from None
     return target, act(target)

@@ -9,6 +9,7 @@ import click
 
 from broker.attribution.driver_release import LET_GO
 from broker.cli.complete import hosts
+from broker.cli.names import target_of
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age
 from broker.text.units import Duration
@@ -51,6 +52,8 @@ def release_driver(name: str, for_s: float, end: bool, reason: str, output: str)
       gpu-broker release-driver gpu-host-3 --end
     """
     with pool_client() as client:
+        if target_of(client, name).kind == "device":
+            raise click.UsageError(f"{name} is one GPU, and its host has the driver: name the host")
         until_ms = client.release_driver(name, for_s=0 if end else for_s, why=reason)
         if client.pool().safe_mode:
             done, text = True, f"host {name}: SAFE_MODE is on, so its reporter holds no driver"
