@@ -24,11 +24,12 @@ FEW_MB: Final = 64
 
 
 def mebibytes(text: str) -> int | None:
-    """Return a size as whole MiB; None: it is no size."""
+    """Return a size as whole MiB, 0 for nothing alone; None: it is no size."""
     found = FORM.fullmatch(text.strip().lower())
     if found is None or found[2] not in MIB:
         return None
-    return round(float(found[1]) * MIB[found[2]])
+    memory_mb = float(found[1]) * MIB[found[2]]
+    return max(1, round(memory_mb)) if memory_mb else 0
 
 
 def has_unit(text: str) -> bool:

@@ -37,12 +37,13 @@ def on(pool: TestBroker, *words: str) -> subprocess.CompletedProcess[str]:
     [
         ("8GiB", 8192), ("8GB", 8192), ("8g", 8192), ("8 G", 8192), ("9.5gib", 9728),
         ("512MiB", 512), ("512MB", 512), ("512m", 512), ("1TiB", 1 << 20), ("1t", 1 << 20),
-        ("8192", 8192), (" 0 ", 0), ("8 bananas", None), ("GiB", None), ("-8GiB", None),
-        ("", None), ("1e3", None), ("\uff19g", None), ("9" * 400, None),
+        ("8192", 8192), (" 0 ", 0), ("0.0GiB", 0), ("0.4", 1), ("0.0001g", 1),
+        ("8 bananas", None), ("GiB", None), ("-8GiB", None), ("", None),
+        ("1e3", None), ("\uff19g", None), ("9" * 400, None),
     ],
 )  # fmt: skip
 def test_size_is_read_as_people_write_it(text: str, mb: int | None) -> None:
-    """With or without the i and the B; what is no size is none."""
+    """With or without the i and the B; what is no size is none, and a little is not the default."""
     assert mebibytes(text) == mb
 
 
