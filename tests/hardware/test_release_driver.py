@@ -37,7 +37,7 @@ def test_reporter_lets_go_of_the_driver_for_a_while(reported: Callable[..., Repo
     rows = machine.gpus()
     assert {row["state"] for row in rows} == {"error"}
     assert all(row["reason"].startswith(LET_GO) for row in rows)
-    assert machine.command("run", "-m", "1GiB", "--no-wait", "--", "true").returncode != 0
+    assert machine.command("run", "--memory", "1GiB", "--wait", "0", "--", "true").returncode == 75
     agent.renew(lease)
     time.sleep(1)
     assert not opened(machine)
@@ -70,6 +70,8 @@ def test_release_ends_by_itself(reported: Callable[..., Reported]) -> None:
     assert not opened(machine)
     machine.until(lambda rows: rows[0]["state"] == "ok")
     assert opened(machine)
+    done = machine.command("release-driver", "h1", "--for", "0")
+    assert (done.returncode, "takes the driver again" in done.stdout) == (0, True)
 
 
 def test_driver_that_does_not_return_is_not_called_released(

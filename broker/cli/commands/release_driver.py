@@ -54,6 +54,7 @@ def release_driver(name: str, for_s: float, end: bool, reason: str, output: str)
     with pool_client() as client:
         if target_of(client, name).kind == "device":
             raise click.UsageError(f"{name} is one GPU, and its host has the driver: name the host")
+        end = end or not for_s  # for no time: as the verb has it
         until_ms = client.release_driver(name, for_s=0 if end else for_s, why=reason)
         if client.pool().safe_mode:
             done, text = True, f"host {name}: SAFE_MODE is on, so its reporter holds no driver"
