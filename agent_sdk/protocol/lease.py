@@ -56,6 +56,9 @@ OTHERS_POLL_S: Final = (6.5, 8.5)
 OVERDUE_POLL_S: Final = 0.25
 """Seconds between polls while something has ended that may not be taken back yet."""
 
+NEW_POOL_S: Final = 1.0
+"""Seconds between polls of a store that has lost the pool, until a host reports to a new one."""
+
 
 def acquire(
     request: Request,
@@ -64,7 +67,7 @@ def acquire(
     keep_place: bool = False,
     giving: Giving | None = None,
 ) -> Generator[Call | Exchange | Pause, Answer, Grant]:
-    """Ask for a lease, and wait for it in the queue.
+    """Ask for a lease, and wait for it in the queue; in that of a new pool, if this one is lost.
 
     Args:
         request: the request; its `wait_ms` is the rest of the wait.
@@ -76,6 +79,7 @@ def acquire(
         Refused, BrokerUnavailable: with the reason.
         LeaseLost: this token's lease is over already, or its place in the queue is lost.
     """
+    queued = False
     while True:
         answer = yield Exchange(giving, request.call()) if giving else request.call()
         giving = None
@@ -90,8 +94,13 @@ def acquire(
                 if keep_place and left_s == 0.0:
                     raise StillWaiting("waiting", token=request.token, place=place)
                 yield Pause(request.token, min(left_s, poll_s(moment(answer), place)), left_s)
+                queued = True
             case _:
-                raise refusal_for_host(answer, request.token, request.host, request.team)
+                error = refusal_for_host(answer, request.token, request.host, request.team)
+                left_s = until - local_now()
+                if error.code != "not_ready" or not queued or left_s <= 0:
+                    raise error
+                yield Pause(request.token, min(left_s, NEW_POOL_S), left_s)
         request = request._replace(wait_ms=left_ms(until, keep_place=keep_place))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import BrokerUnavailable, LeaseClient, Store
-from agent_sdk.errors import LeaseError
+from agent_sdk.errors import LeaseError, LeaseLost
 from agent_sdk.scripts.library import load
 from agent_sdk.store import clean_stop
 from agent_sdk.store.embedded import EmbeddedStore
@@ -202,6 +203,22 @@ def test_after_flushall_holders_come_first(server: Server, client: LeaseClient) 
         assert not lease.lost
         check_closed(client)
         audit(client.redis, client.keys)
+
+
+def test_after_flushall_waiters_queue_again(server: Server, client: LeaseClient) -> None:
+    """Also where they ask before a host has reported to the new pool."""
+    waiter = LeaseClient(Store(server.url), hostname="h1")
+    with client.lease("holder", memory_mb=900, ttl_s=30), ThreadPoolExecutor() as threads, waiter:
+        waiting = threads.submit(waiter.acquire, "waiter", memory_mb=900, wait_s=30)
+        eventually(client.queue, HEARD_S)
+        with server.connect() as redis:
+            redis.flushall()
+        time.sleep(5)  # the head of a queue asks each 3 s
+        assert not waiting.done()
+        register(client, device("gpu-a"))
+        eventually(client.queue, HEARD_S)
+        client.release(client.queue()[0].token)
+        assert isinstance(waiting.exception(20), LeaseLost)
 
 
 def test_a_host_that_knew_of_no_pool_is_corrected_by_the_first_holder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,19 @@ import pytest
 
 import agent_sdk
 from agent_sdk import errors
-from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, ProtocolMismatch, error_for
+from agent_sdk.clock import local_now
+from agent_sdk.errors import (
+    CODES,
+    BrokerUnavailable,
+    LeaseError,
+    LeaseLost,
+    NoCapacity,
+    ProtocolMismatch,
+    error_for,
+)
 from agent_sdk.protocol import lease as protocol
 from agent_sdk.protocol import messages, report, validation
-from agent_sdk.protocol.messages import Answer, Call
+from agent_sdk.protocol.messages import Answer, Call, Pause
 from agent_sdk.scripts.source import lua_folder
 from tests.unit.calls import FRAME, REPORT, REQUEST, VERBS
 
@@ -302,6 +312,24 @@ def test_acquire_told_to_ask_again_reaps_all_and_asks_the_same() -> None:
     with pytest.raises(StopIteration) as done:
         steps.send(Answer(["GRANTED", *FRAME, "7", 5000, 4000, ""], 50.0))
     assert done.value.value.trusted_until == pytest.approx(50.0 + 4 * 0.99 - 0.05)
+
+
+def test_acquire_in_a_queue_outlasts_the_loss_of_its_pool() -> None:
+    """Until the end of its wait; a request to a pool that never was there is refused at once."""
+    no_pool = Answer(["REFUSED", *FRAME, "not_ready", ""], 0.0)
+    steps = protocol.acquire(REQUEST, until=local_now() + 0.5)
+    next(steps)
+    assert isinstance(steps.send(Answer(["WAITING", *FRAME, 0], 0.0)), Pause)
+    assert isinstance(next(steps), Call)
+    assert isinstance(steps.send(no_pool), Pause)
+    assert isinstance(next(steps), Call)
+    time.sleep(0.5)
+    with pytest.raises(BrokerUnavailable):
+        steps.send(no_pool)
+    steps = protocol.acquire(REQUEST, until=local_now() + 60)
+    next(steps)
+    with pytest.raises(BrokerUnavailable):
+        steps.send(no_pool)
 
 
 def test_renew_sends_what_is_known_and_empty_what_is_not() -> None:
