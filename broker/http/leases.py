@@ -256,12 +256,15 @@ async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
 )
 async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str, Any]:
     """Return the same for a request that is not made, or was refused: the body of POST /lease."""
+    host, ttl_s = _host_and_ttl(body, None, broker)
     found = await broker.client.explain_request(
         body.agent,
         memory_mb=body.min_memory_mb or 0,
         devices=body.devices,
         exclusive=body.exclusive,
-        host=body.host or broker.local_host,
+        ttl_s=ttl_s,
+        max_hold_s=body.max_hold_s or 0,
+        host=host,
         model=body.model,
         priority=body.priority,
         owner=who.name,

@@ -35,6 +35,9 @@ MOST_ROWS: Final = 64
 ARGUMENTS: Final = {"devices": "gpus"}
 """Names of options as arguments of the tools, where they differ."""
 
+SERVERS: Final = frozenset({"ttl_s"})
+"""Options that the server chooses: no argument changes them."""
+
 
 def lease_view(lease: AsyncLease, ends: tuple[float | None, str]) -> LeaseView:
     """Return a lease that is held, with what ends it."""
@@ -87,6 +90,7 @@ def explained(found: Explanation) -> ExplainResult:
             says=each.says,
         )
         for each in found.fits_now
+        if not SERVERS & each.change.keys()
     ]
     return ExplainResult(
         state=found.state,

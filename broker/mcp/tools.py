@@ -137,7 +137,7 @@ class Tools:
             await self._leases.require_own(who, ticket)
             return explained(await client.explain(ticket))
         options = self._options(memory_mb, gpus, exclusive, host, model)
-        options["team"] = who.team_for(team) or None
+        options |= {"ttl_s": self._leases.ttl_s, "team": who.team_for(team) or None}
         name = agent or self._leases.agent_of(who)
         return explained(await client.explain_request(name, **options))
 

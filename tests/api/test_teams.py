@@ -94,6 +94,33 @@ def test_explain_takes_the_team_of_the_key(teams: Teams) -> None:
     assert teams.ask("agent", "POST", "/explain", json=body).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("limits", "body"),
+    [
+        ({"max_ttl_s": 600}, {}),  # the broker's own ttl is an hour
+        ({"max_ttl_s": 600}, {"ttl_s": 600}),
+        ({"max_ttl_s": 600}, {"ttl_s": 601}),
+        ({"max_hold_s": 60}, {"max_hold_s": 60}),
+        ({"max_hold_s": 60}, {"max_hold_s": 61}),
+    ],
+)
+def test_explain_knows_how_long_a_lease_is_asked_for(
+    teams: Teams, limits: dict[str, int], body: dict[str, int]
+) -> None:
+    """POST /explain calls nothing fitting that POST /lease refuses by a limit of the team."""
+    policies = {"teams": {"brief": {"nominal_mb": 100} | limits}}
+    assert teams.ask("operator", "PUT", "/policy/teams", json=policies).is_success
+    ask = {"agent": "a", "min_memory_mb": 10, "team": "brief", "host": "any"} | body
+    try:
+        said = teams.ask("agent", "POST", "/explain", json=ask).json()
+        got = teams.lease("agent", **ask | {"on_unavailable": "refuse"})
+    finally:
+        teams.ask("operator", "PUT", "/policy/teams", json={"teams": {}})
+    assert said["code"] == ("fits" if got.is_success else got.json()["code"])
+    if not got.is_success:
+        assert said["summary"] == got.json()["detail"]
+
+
 def test_waiter_tells_its_team(teams: Teams) -> None:
     """In 202, in /queue, and under its token; a repeated request keeps it."""
     teams.lease("agent", min_memory_mb=900)

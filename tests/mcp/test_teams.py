@@ -94,3 +94,14 @@ async def test_agent_leases_for_its_team_within_its_limits(lab: TestBroker) -> N
         )
         outlook = await said(client, "gpu_explain", memory_mb=1, team="no-such")
         assert outlook["code"] == "team_unknown"
+
+
+async def test_outlook_is_that_of_the_lease_that_would_be_asked_for(lab: TestBroker) -> None:
+    """The server's own ttl is above what the team may ask for: explain says so, as acquire does."""
+    lab.client.set_teams({"brief": {"nominal_mb": 1000, "max_ttl_s": 10}})
+    async with in_process(lab, terms=Terms(ttl_s=20)) as client:
+        ask = {"memory_mb": 100, "team": "brief"}
+        no = await refused(client, "gpu_acquire", **ask)
+        outlook = await said(client, "gpu_explain", **ask)
+        assert (outlook["code"], outlook["summary"]) == (no["code"], no["says"])
+        assert outlook["fits_now"] == []
