@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sdk.state.lists import shown_state
 
@@ -11,6 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent_sdk.state.devices import DeviceStatus
+
+
+class MemorySums(NamedTuple):
+    """Memory of one device, or of several; MiB."""
+
+    total_mb: int = 0
+    capacity_mb: int = 0
+    left_mb: int = 0
+    leased_mb: int = 0
 
 
 class Sums:
@@ -23,9 +33,9 @@ class Sums:
     """
 
     def __init__(self, devices: Iterable[DeviceStatus] = ()) -> None:
-        self.leased_mb = 0
-        self._left_mb = self._free_mb = self._total_mb = self._reserved_mb = 0
-        self._capacity: dict[str, int] = {}  # of those that are no whole of parts by their state
+        self.leased_mb = self._free_mb = 0
+        self._memory: dict[str, MemorySums] = {}  # of those whose state is not `mig`
+        self._all = MemorySums()  # of the same together
         self._parents: set[str] = set()
         self._gpus: set[str] = set()
         self._states: Counter[str] = Counter()
@@ -44,10 +54,13 @@ class Sums:
             self._states[shown_state(device.state, drained=device.drained)] += 1
             self._findings.update(finding.kind for finding in device.findings)
             if device.state != "mig":
-                self._capacity[device.uuid] = device.total_mb - device.system_mb
-                self._left_mb += max(0, device.left_mb)
-                self._total_mb += device.total_mb
-                self._reserved_mb += device.leased_mb
+                self._add_memory(device)
+
+    def _add_memory(self, device: DeviceStatus) -> None:
+        capacity_mb, left_mb = device.total_mb - device.system_mb, max(0, device.left_mb)
+        memory = MemorySums(device.total_mb, capacity_mb, left_mb, device.leased_mb)
+        self._memory[device.uuid] = memory
+        self._all = MemorySums(*map(operator.add, self._all, memory))
 
     def _add_telemetry(self, device: DeviceStatus) -> None:
         busy = device.telemetry["utilization_gpu_pct"]
@@ -64,16 +77,25 @@ class Sums:
     @property
     def capacity_mb(self) -> int:
         """Memory that can be leased at all."""
-        return sum(mb for uuid, mb in self._capacity.items() if uuid not in self._parents)
+        return self._counted.capacity_mb
+
+    @property
+    def _counted(self) -> MemorySums:
+        """Memory of all but divided GPUs: their parts have it, whatever state they are in."""
+        found = self._all
+        for uuid in self._parents & self._memory.keys():
+            found = MemorySums(*map(operator.sub, found, self._memory[uuid]))
+        return found
 
     def told(self) -> dict[str, Any]:
         """Return what the page shows of all GPUs."""
+        memory = self._counted
         return {
             "gpus": len(self._gpus),
-            "left_mb": self._left_mb,
+            "left_mb": memory.left_mb,
             "free_mb": self._free_mb,
-            "total_mb": self._total_mb,
-            "leased_mb": self._reserved_mb,
+            "total_mb": memory.total_mb,
+            "leased_mb": memory.leased_mb,
             "states": {k: n for k, n in self._states.items() if k not in {"ok", "mig"}},
             "findings": dict(self._findings),
         }

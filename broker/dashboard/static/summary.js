@@ -2,7 +2,7 @@
 
 import { html, nothing } from "./vendor/lit-html.js";
 import { hrefOfFilter } from "./address.js";
-import { count, leasable, troubled } from "./describe.js";
+import { figuresOf } from "./figures.js";
 import { percent, size } from "./format.js";
 import { large, rows } from "./state.js";
 import { FINDINGS, STATES } from "./words.js";
@@ -30,13 +30,6 @@ const filters = (counts, means) =>
       html`${n ? ", " : ""}<a href=${hrefOfFilter(word)} title=${means[word]}>${times} ${word}</a>`,
   );
 
-/** How many GPUs are in each state but ok. */
-function troubles(gpus) {
-  const found = new Map();
-  for (const { state } of gpus.filter(troubled)) found.set(state, (found.get(state) ?? 0) + 1);
-  return [...found];
-}
-
 function findings(counts) {
   if (!counts.length) return nothing;
   return html`<p class="findings">
@@ -57,23 +50,7 @@ function unseen() {
   </p>`;
 }
 
-/** The figures of all GPUs, from their rows. */
-function figuresOf(gpus) {
-  // The parts of a divided GPU count in its place.
-  const whole = gpus.filter((gpu) => gpu.state !== "mig");
-  const sum = (name) => whole.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
-  return {
-    gpus: new Set(gpus.map((gpu) => gpu.parent || gpu.uuid)).size,
-    free_mb: gpus.reduce((all, gpu) => all + leasable(gpu), 0),
-    left_mb: sum("memory_left_mb"),
-    total_mb: sum("memory_total_mb"),
-    leased_mb: sum("memory_reserved_mb"),
-    states: troubles(gpus),
-    findings: count(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind))),
-  };
-}
-
-/** The same as the broker tells them of a pool of which a part is known. */
+/** The figures of all GPUs as the broker tells them of a pool of which a part is known. */
 const figuresTold = (told) => ({
   ...told,
   states: Object.entries(told.states),
