@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk.state import snapshot
+import pytest
+
+from agent_sdk.state import queue, snapshot
 from broker.live.sums import Sums
-from broker.serializers import device_json
+from broker.serializers import device_json, lease_json
+from tests.lua.waiters import wait
 from tests.page import of_page
-from tests.pools import device, granted
+from tests.pools import device, granted, said
 
 if TYPE_CHECKING:
     from tests.pools import Pool
@@ -45,3 +48,45 @@ def test_divided_gpu_counts_by_its_parts_also_while_its_host_is_away(pool: Pool)
     shown, away = figures(pool)
     assert away == told | {"free_mb": 0, "states": {"away": 4}}
     assert shown == away
+
+
+def test_free_memory_is_what_the_next_request_can_be_given(pool: Pool) -> None:
+    """Not what an exclusive lease leaves, nor what is left of a device of one lease that cools."""
+    whole = device("whole", 1000, used_mb=200)
+    alone = device("alone", 1000, index=1, simulated=0, one_lease="it is exclusive")
+    pool.report((whole, alone))
+    granted(pool.acquire(memory_mb=1, exclusive=1, ttl_ms=3_600_000))
+    granted(pool.acquire(memory_mb=100, ttl_ms=1000))
+    pool.report((device("whole", 1000, used_mb=0), alone))
+    pool.skew(1001)
+    pool.reap()
+    assert said(pool.acquire(memory_mb=1)) == ["REFUSED", "no_capacity", ""]
+    shown, told = figures(pool)
+    assert told["left_mb"] > 0
+    assert shown == told | {"free_mb": 0}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_reserved_device_of_a_large_pool_is_shown_as_reserved(pool: Pool, known: bool) -> None:
+    """Also where its waiter is on another page of the queue."""
+    pool.report((device("gpu-a", 1000),))
+    granted(pool.acquire(memory_mb=600, ttl_ms=3_600_000))
+    for _ in range(7):
+        wait(pool, "w", memory_mb=900)
+        pool.live_on(5000)
+    (found,) = pool.look(snapshot.devices(pool.keys))
+    (waiter,) = pool.look(queue.waiters(pool.keys))
+    assert found.reservation
+    told = {
+        "pool": {"pool": {"large": {"gpus": 1}}},
+        "devices": {"gpu-a": device_json.row(found, str)},
+        "queue": {"w": lease_json.waiter(waiter, 0)} if known else {},
+    }
+    words = "stateOf, memoryParts, leasable"
+    each = "(gpu) => [stateOf(gpu), memoryParts(gpu, []), leasable(gpu)]"
+    state, parts, free_mb = of_page(
+        "describe.js", words, f"({each})(rows.devices.get('gpu-a'))", told
+    )
+    assert (state["word"], state["note"], free_mb) == ("reserved", f"for {waiter.agent}", 0)
+    assert ", until " in state["means"]
+    assert {part["kind"]: part["mb"] for part in parts} == {"leased": 600, "reserved": 400}

@@ -23,10 +23,15 @@ export const model = (name) => name.replace(/^NVIDIA /, "");
 export const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
 
 /** The MiB of a device that the next request can be given. */
-export const leasable = (gpu) =>
-  gpu.state === "ok" && !reservations().has(gpu.uuid) && !(gpu.one_lease && gpu.leases)
-    ? gpu.memory_left_mb
-    : 0;
+export const leasable = (gpu) => gpu.memory_free_mb;
+
+/** The waiter that a device is reserved for, if any; of a large pool its row alone may be known. */
+function reservedFor(gpu) {
+  const waiter = reservations().get(gpu.uuid);
+  if (waiter || !large() || !gpu.reserved_for) return waiter;
+  const reservation = { since: gpu.reserved_since, until: gpu.reserved_until };
+  return { agent: gpu.reserved_for, reservation };
+}
 
 /** The parts of a device's memory, `{kind, mb, lease?}`; what they leave is free. */
 export function memoryParts(gpu, leases) {
@@ -36,14 +41,14 @@ export function memoryParts(gpu, leases) {
     { kind: "leased", mb: large() ? gpu.memory_reserved_mb - known_mb : 0 },
     { kind: "others", mb: gpu.memory_foreign_mb },
     { kind: "withheld", mb: gpu.memory_withheld_mb },
-    { kind: "reserved", mb: reservations().has(gpu.uuid) ? gpu.memory_left_mb : 0 },
+    { kind: "reserved", mb: reservedFor(gpu) ? gpu.memory_left_mb : 0 },
     { kind: "system", mb: gpu.memory_system_mb },
   ].filter((part) => part.mb > 0);
 }
 
 /** A device's memory in a sentence. */
 export function memorySays(gpu) {
-  const waiter = reservations().get(gpu.uuid);
+  const waiter = reservedFor(gpu);
   const rest = waiter ? `reserved for ${waiter.agent}` : leasable(gpu) ? "free" : "left";
   const parts = [
     `${size(gpu.memory_reserved_mb)} leased`,
@@ -67,7 +72,7 @@ export function reservedSays({ agent, reservation }) {
 
 /** A device's state: a word, a note that adds to it, and its meaning. */
 export function stateOf(gpu) {
-  const waiter = gpu.state === "ok" && reservations().get(gpu.uuid);
+  const waiter = gpu.state === "ok" && reservedFor(gpu);
   if (waiter) return { word: "reserved", note: `for ${waiter.agent}`, means: reservedSays(waiter) };
   return { word: gpu.state, note: gpu.quarantine || gpu.reason || "", means: STATES[gpu.state] };
 }
