@@ -75,6 +75,11 @@ class Event:
         """Fence of the event's lease; None: it has none that is a number."""
         return _number(self.fields.get("fence", ""))
 
+    @property
+    def ended_ms(self) -> int | None:
+        """End of the lease that it ended, ms on the pool's clock; None: it says no such number."""
+        return _number(self.fields.get("ended_at_ms", ""))
+
 
 def _named(part: str) -> tuple[str, int | None]:
     """Parse `uuid=mb`, or an id alone; any client may have written it to the stream."""

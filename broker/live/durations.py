@@ -55,7 +55,9 @@ class Spans:
             offered.pop(token, None)
         fence = event.fence
         if event.event in ENDED and fence is not None:  # a fence is the time of the grant, in µs
-            yield Span("hold", max(0, at_ms - fence // 1000) / 1000, event.event)
+            # What expired while no broker ran is noticed, and told, later
+            ended_ms = at_ms if event.ended_ms is None else event.ended_ms
+            yield Span("hold", max(0, ended_ms - fence // 1000) / 1000, event.event)
 
 
 def _remember(times: dict[str, int], token: str, at_ms: int) -> None:
