@@ -146,7 +146,7 @@ class Use(BaseModel):
     memory_mb: int
     used_mb: int | None = Field(description="MiB of its processes; null: its hosts cannot tell")
     age_s: float
-    gpu_s: float = Field(description="GPU-seconds so far")
+    gpu_s: float = Field(description="GPU-seconds so far; a share counts as its part of the GPU")
     findings: list[str]
 
 

@@ -142,9 +142,20 @@ def _use(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int, own:
         memory_mb=lease.memory_mb,
         used_mb=_used_mb(lease.token, held),
         age_s=age_s,
-        gpu_s=round(age_s * len(lease.devices), 1),
+        gpu_s=round(age_s * _gpus(lease, devices), 1),
         findings=list(of_lease(lease, devices)),
     )
+
+
+def _gpus(lease: LeaseStatus, devices: dict[str, DeviceStatus]) -> float:
+    """Return how many GPUs a lease has, a share by its part: as finished leases are counted."""
+    gpus = 0.0
+    for uuid, mb in lease.devices:
+        if device := devices.get(uuid):
+            capacity_mb = device.total_mb - device.system_mb
+            whole = device.exclusive == lease.token or mb >= capacity_mb
+            gpus += 1 if whole else mb / capacity_mb
+    return gpus
 
 
 def _used_mb(token: str, held: Sequence[DeviceStatus]) -> int | None:

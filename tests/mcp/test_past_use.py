@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,3 +79,16 @@ async def test_ended_leases_of_the_caller_are_told(gpus: TestBroker) -> None:
         assert past["advice"] == "How much memory they used is not known."
         assert (await said(client, "gpu_usage", since="0s"))["past"]["leases"] == 0
         assert (await refused(client, "gpu_usage", since="yesterday"))["code"] == "bad_request"
+
+
+async def test_running_leases_count_by_their_part_of_the_gpu(gpus: TestBroker) -> None:
+    """A share by its part, a whole GPU as one: as the same leases count once they are over."""
+    async with in_process(gpus) as client:
+        await said(client, "gpu_acquire", memory_mb=250)
+        await said(client, "gpu_acquire", memory_mb=1, exclusive=True)
+        await asyncio.sleep(1)
+        found = await said(client, "gpu_usage")
+        share, whole = sorted(found["leases"], key=lambda row: row["memory_mb"])
+        assert whole["gpu_s"] == pytest.approx(whole["age_s"], abs=0.06)
+        assert share["gpu_s"] == pytest.approx(share["age_s"] / 4, abs=0.06)
+        assert found["gpu_s"] == pytest.approx(share["gpu_s"] + whole["gpu_s"], abs=0.01)
