@@ -90,3 +90,10 @@ def test_reserved_device_of_a_large_pool_is_shown_as_reserved(pool: Pool, known:
     assert (state["word"], state["note"], free_mb) == ("reserved", f"for {waiter.agent}", 0)
     assert ", until " in state["means"]
     assert {part["kind"]: part["mb"] for part in parts} == {"leased": 600, "reserved": 400}
+
+
+def test_hours_of_a_thousand_hosts_are_drawn() -> None:
+    """A week has 168 of each; as arguments of one call they were more than a browser takes."""
+    hosts = "Array.from({ length: 2000 }, (_, n) => ({ values: Array(168).fill(n / 2) }))"
+    assert of_page("usage_data.js", "mostOf", f"mostOf({hosts})") == 999.5
+    assert of_page("usage_data.js", "mostOf", "mostOf([])") == 0

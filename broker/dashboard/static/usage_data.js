@@ -115,3 +115,6 @@ export function weekOf(answer) {
   }
   return [...hosts].map(([host, values]) => ({ host, values })).sort(byName);
 }
+
+/** The most GPUs of any host in any hour: of a thousand hosts these are too many arguments. */
+export const mostOf = (hosts) => hosts.reduce((most, { values }) => Math.max(most, ...values), 0);

@@ -2,6 +2,7 @@
 
 import { html, render } from "./vendor/lit-html.js";
 import { dayName, gpus } from "./format.js";
+import { mostOf } from "./usage_data.js";
 
 const SHADES = 10;
 
@@ -22,7 +23,7 @@ export class HeatMap {
    */
   show(rows, days) {
     Object.assign(this, { rows, days, at: null });
-    this.most = Math.max(...rows.flatMap(({ values }) => values), 0);
+    this.most = mostOf(rows);
     render(
       html`<div
           class="heat ${days ? "week" : ""}"
