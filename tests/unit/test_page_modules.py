@@ -22,6 +22,7 @@ PLAIN = {
     "address.js",
     "colours.js",
     "describe.js",
+    "ends.js",
     "figures.js",
     "format.js",
     "state.js",

@@ -5,6 +5,7 @@ import { drainForm, quarantineForm, revokeLeaseForm, revokeWaiterForm } from "./
 import { linkTo } from "./address.js";
 import { asks, hostState, inUnit, reservedSays, stateOf } from "./describe.js";
 import { open, say } from "./dialog.js";
+import { endOfLease, endOfWait } from "./ends.js";
 import { Explained } from "./explained.js";
 import { clock, short, size, span } from "./format.js";
 import { facts, link, meant } from "./markup.js";
@@ -91,17 +92,11 @@ const leasesOn = (leases) =>
     </ul>
     ${leases.length > MOST ? html`<p class="hint">and ${leases.length - MOST} more</p>` : nothing}`;
 
-/** The newest event of a token among these; a viewer knows its beginning alone. */
-const lastOf = (id, names) =>
-  events.find(
-    (event) => event.token && short(event.token) === short(id) && names.includes(event.event),
-  );
-
 const lease = {
   find: (id) => rows.leases.get(id),
   title: (of, id) => (of ? `Lease of ${of.agent}` : `Lease ${short(id)}`),
   gone: (id) => {
-    const end = lastOf(id, ["released", "expired", "revoked", "preempted"]);
+    const end = endOfLease(id);
     const how = end ? `: ${end.event} at ${clock(end.at)}` : ", or never was in this pool";
     return `This lease is over${how}.`;
   },
@@ -146,8 +141,8 @@ const lease = {
 const waiter = {
   find: (id) => rows.queue.get(id),
   title: (of, id) => (of ? `${of.agent} waits` : `Request ${short(id)}`),
-  gone: (id) => {
-    const end = lastOf(id, ["granted", "revoked", "cancelled", "timed_out"]);
+  gone: (id, of) => {
+    const end = endOfWait(id, of);
     const how = end ? `: ${end.event} at ${clock(end.at)}` : ", or never did in this pool";
     return `This request waits no more${how}.`;
   },
@@ -223,7 +218,7 @@ export function show(kind, id) {
       return {
         title: view.title(last, id),
         body,
-        gone: found || (last && view.stays) ? "" : large() && !last ? UNSEEN : view.gone(id),
+        gone: found || (last && view.stays) ? "" : large() && !last ? UNSEEN : view.gone(id, last),
       };
     },
     { kind, id },
