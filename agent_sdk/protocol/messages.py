@@ -24,6 +24,13 @@ SCHEMA_WITH_MODELS: Final = "4+models"
 
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
+ENDLESS_MS: Final = 5 * 365 * 24 * 3600 * 1000
+"""Milliseconds that mark a lease as endless.
+
+A lease without expiry ends ten years after its grant or its last renewal, unless it may be held for
+less; none with a ttl lasts half of that.
+"""
+
 SAID: Final = 16
 """Arguments of acquire, after the protocol, that each call has."""
 
@@ -294,8 +301,8 @@ class Renewal(NamedTuple):
 
     @property
     def endless(self) -> bool:
-        """True for a lease without expiry: no other has more left than the longest ttl."""
-        return self.remaining_ms > LONGEST_TTL_MS
+        """True for a lease that ends neither by a ttl nor by how long it may be held."""
+        return self.remaining_ms > ENDLESS_MS
 
 
 class ReleaseResult(NamedTuple):

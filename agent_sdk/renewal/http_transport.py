@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.clock import local_now, trusted_until
 from agent_sdk.errors import CODES, LeaseError, error_for
 from agent_sdk.http_request import Unanswered
-from agent_sdk.protocol.messages import LONGEST_TTL_MS, Device, Grant, Renewal
+from agent_sdk.protocol.messages import ENDLESS_MS, Device, Grant, Renewal
 from agent_sdk.protocol.replies import on_our_clock
 from agent_sdk.protocol.validation import milliseconds
 from agent_sdk.renewal.redis_transport import Memory
@@ -26,8 +26,8 @@ TURN_S = 1.0
 UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError)
 """Errors of reading an answer of another form; Python's JSON takes Infinity for a number."""
 
-ENDLESS_MS = LONGEST_TTL_MS + 1
-"""Milliseconds left of a lease without expiry: more than any ttl."""
+NEVER_MS = 2 * ENDLESS_MS
+"""Milliseconds left of a lease without expiry."""
 
 
 class HttpTransport:
@@ -140,7 +140,7 @@ def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> G
 def ends_of(body: dict[str, Any]) -> tuple[int, int]:
     """Return a lease's end on the broker's clock and its rest, both ms."""
     if body["expires_at"] is None:
-        return ENDLESS_MS, ENDLESS_MS
+        return NEVER_MS, NEVER_MS
     return round(body["expires_at"] * 1000), int(body["expires_in_s"] * 1000)
 
 

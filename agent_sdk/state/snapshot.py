@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.policy import PolicyValues, from_store
-from agent_sdk.protocol.messages import Answer, Read
+from agent_sdk.protocol.messages import ENDLESS_MS, Answer, Read
 from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.devices import device_status
 from agent_sdk.state.lists import tokens_due
@@ -32,12 +32,6 @@ log = logging.getLogger(__name__)
 
 PAGE = 32
 """Hashes read in one pipeline: few enough that no event loop is held while they are parsed."""
-
-ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
-"""Milliseconds that mark a lease as endless.
-
-A lease without expiry ends ten years after its grant; none with a ttl lasts half of that.
-"""
 
 
 def pool_id(epoch: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.policy import values_of as policy_values
-from agent_sdk.protocol.messages import ANY
+from agent_sdk.protocol.messages import ANY, ENDLESS_MS
 from agent_sdk.state.findings import enforced, of_lease
 from agent_sdk.state.snapshot import LeaseStatus
 
@@ -62,7 +62,8 @@ def name_of(what: LeaseStatus | WaiterStatus | FinishedLease) -> str:
 def granted(lease: AsyncLease, team: str) -> NewLease:
     """Return a new lease; one without a GPU has `cpu` and the reason."""
     gpus = [_gpu(d.uuid, d.memory_mb, d) for d in lease.devices]
-    ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
+    endless = lease.remaining_ms > ENDLESS_MS
+    ends = None if endless else (lease.expires_at_ms, lease.remaining_ms)
     return {
         **_held(lease, gpus, ends, team), "granted": True, "code": lease.reason, "env": lease.env(),
     }  # fmt: skip

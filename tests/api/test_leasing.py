@@ -155,6 +155,26 @@ def test_lease_without_expiry_has_a_null_end(plain: Broker) -> None:
     assert (found["expires_at"], found["expires_in_s"]) == (None, None)
 
 
+def test_lease_without_expiry_and_with_a_limit_tells_its_end(plain: Broker) -> None:
+    """Null means never: a client that took it for that would go on after `max_hold_s`."""
+    lease = plain.granted(min_memory_mb=10, ttl_s=0, max_hold_s=604_800)
+    assert lease["expires_at"] == pytest.approx(lease["timestamp"] + 604_800, abs=0.01)
+    assert lease["expires_in_s"] == pytest.approx(604_800, abs=0.01)
+    found = plain.http.get(f"/lease/{lease['token']}").json()
+    assert found["expires_at"] == lease["expires_at"]
+
+
+def test_lease_without_expiry_that_is_to_end_says_so_when_it_is_asked_for_again(
+    plain: Broker,
+) -> None:
+    """A repeated request answers with the end that the lease has by now."""
+    body = {"min_memory_mb": 10, "ttl_s": 0, "token": "no-expiry-0123456789"}
+    assert plain.granted(**body)["expires_at"] is None
+    ends = plain.http.post("/revoke", json={"token": body["token"]}).json()["expires_at"]
+    again = plain.lease(**body).json()
+    assert again["expires_at"] == pytest.approx(ends, abs=0.01)
+
+
 def test_lease_repeated_with_its_token_is_the_same_lease(fleet: Fleet, plain: Broker) -> None:
     """The token is the idempotency key, at any replica: one lease, with what is left of it."""
     ask = {"token": str(uuid4()), "min_memory_mb": 600, "ttl_s": 30, "host": "h1"}

@@ -8,9 +8,12 @@ from uuid import uuid4
 
 import pytest
 
+from agent_sdk import LeaseClient, Store
+
 if TYPE_CHECKING:
     from tests.api.brokers import Answered, Broker
     from tests.api.conftest import Fleet
+    from tests.servers import Server
 
     Storeless = dict[tuple[str, str], Answered]
 
@@ -50,6 +53,19 @@ def test_renew_of_a_lease_without_expiry_has_a_null_end(plain: Broker) -> None:
     answer = renew(plain, token=lease["token"])
     assert answer.status_code == 200
     assert answer.json()["expires_at"] is None
+
+
+def test_renewal_tells_how_long_a_lease_without_expiry_may_be_held(
+    broker: Broker, own: Server
+) -> None:
+    """Null means never, and not longer than any ttl."""
+    month_s = 30 * 86_400
+    with LeaseClient(Store(own.url)) as client:
+        lease = client.acquire("a", memory_mb=1, ttl_s=0, max_hold_s=month_s, host="any")
+        said = renew(broker, token=lease.token).json()
+        assert said["expires_at"] == pytest.approx(lease.expires_at_ms / 1000, abs=0.01)
+        assert said["expires_in_s"] == pytest.approx(month_s, abs=60)
+        client.release(lease)
 
 
 @pytest.mark.parametrize("ttl_s", [0.0004, 0.5])
