@@ -205,9 +205,10 @@ async def _follow(
             yield _frame(json.dumps({"problem": told}), "problem", position and position.id)
         found = None if position is None else feed.since(position.number, CHUNK)
         if position is None or found is None:
-            reset = await _snapshot(broker, who, whole=whole)
+            position = None
+            reset = await _snapshot(broker, who, told, whole=whole)
             if reset is None:
-                return
+                continue
             yield _frame(reset[1], "reset", reset[0])
             number = await feed.position_after(reset[0])
             position = None if number is None else Position(number, reset[0])
@@ -219,11 +220,16 @@ async def _follow(
             await feed.wait(LOOK_S)
 
 
-async def _snapshot(broker: Broker, who: Principal, *, whole: bool) -> tuple[str, str] | None:
-    """Return an event's id, and the pool with all up to it; None: access has ended."""
+async def _snapshot(
+    broker: Broker, who: Principal, told: str | None, *, whole: bool
+) -> tuple[str, str] | None:
+    """Return an event's id, and the pool with all up to it.
+
+    None: access has ended, or there is another problem than was told.
+    """
     view, shown = broker.view, broker.view.shown
     with view.watched():
-        while broker.serves(who):
+        while broker.serves(who) and broker.feed.problem == told:
             if await view.fresh():
                 return shown.moment.id, shown.whole(tokens=whole)
             await shown.wait(LOOK_S)

@@ -276,6 +276,18 @@ def test_problem_is_no_event_to_come_back_after(own: Server) -> None:
         admin.execute_command("ACL", "DELUSER", "feeder")
 
 
+def test_problem_is_told_while_a_reset_is_still_to_come() -> None:
+    """Also where the client came before the store had been away for long."""
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        broker.wait()
+        lease_and_release(broker)
+        server.process.kill()
+        with following(broker, "/events?snapshot=true", silent_s=20) as stream:
+            (told,) = stream.take(1)
+        assert (told.event, told.id) == ("problem", "")
+        assert "cannot be read" in told.data["problem"]
+
+
 def test_restart_of_the_broker_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """SIGKILL in the middle of traffic, the same port again, Last-Event-ID: the stream, exactly."""
     with running() as server, server.connect() as store:

@@ -290,7 +290,7 @@ async def test_store_that_is_away_lets_the_pools_clock_go_on(
             assert waited_s <= after["now"] - after["read_at"] < passed_s + 1
             assert list(after["rows"]["devices"]) == ["gpu-a", "gpu-b"]
             broker: Any = parts
-            waiting = asyncio.create_task(streams._snapshot(broker, WHO, whole=True))
+            waiting = asyncio.create_task(streams._snapshot(broker, WHO, None, whole=True))
             await asyncio.sleep(0.1)
             parts.admitted = False
             parts.view.shown.wake()
