@@ -76,7 +76,7 @@ class LivingLease(LeaseFields):
 
     Attributes:
         findings: what its hosts find about it now.
-        notices: what its holder was told: findings, and that it is preempted or wanted.
+        notices: the findings that its holder was told.
         preempt_at: the time at which it ends for another team's request; null: it is not preempted.
         preempt_for: the team for which it is preempted.
         enforced: the driver limits its memory.
