@@ -19,6 +19,9 @@ DEVICE_NUMBERS = (
     "total_mb", "system_mb", "leased_mb", "withheld_mb", "unleased_mb", "leases",
 )  # fmt: skip
 
+MOST: Final = 2**53 - 1
+"""Largest whole number of a process: more is none that a host has seen."""
+
 AMD: Final = "amd:"
 """Beginning of the ids of AMD's GPUs and of their partitions."""
 
@@ -223,7 +226,7 @@ def _processes(text: str) -> tuple[ProcessStatus, ...] | None:
     """Return a device's processes; a text of unknown form counts as unknown."""
     try:
         return tuple(map(_process, json.loads(text))) if text else None
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
 
 
@@ -231,20 +234,40 @@ def _process(row: dict[str, Any]) -> ProcessStatus:
     """Return a process by the fields that this version knows."""
     memory_mb, busy_pct = row.get("memory_mb"), row.get("busy_pct")
     return ProcessStatus(
-        pid=int(row["pid"]),
-        memory_mb=None if memory_mb is None else int(memory_mb),
-        name=str(row.get("name", "")),
-        user=str(row.get("user", "")),
-        token=str(row.get("token", "")),
-        finding=str(row.get("finding", "")),
-        since_ms=int(row.get("since_ms", 0)),
-        busy_pct=None if busy_pct is None else float(busy_pct),
-        start=int(row.get("start", 0)),
+        pid=_whole(row["pid"]),
+        memory_mb=None if memory_mb is None else _whole(memory_mb),
+        name=_text(row.get("name", "")),
+        user=_text(row.get("user", "")),
+        token=_text(row.get("token", "")),
+        finding=_text(row.get("finding", "")),
+        since_ms=_whole(row.get("since_ms", 0)),
+        busy_pct=None if busy_pct is None else _finite(float(busy_pct)),
+        start=_whole(row.get("start", 0)),
         graphics_only=row.get("graphics_only") is True,
     )
 
 
 def _measured(text: str | None) -> float | None:
     """Return a measured number; text that is no number in JSON counts as missing."""
-    number = float(text or "nan")
+    return _finite(float(text or "nan"))
+
+
+def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number that every JSON reader has exactly.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    number = int(value)
+    if abs(number) > MOST:
+        raise ValueError("a number of a process is too large")
+    return number
+
+
+def _text(value: object) -> str:
+    """Return a text; half a letter, as JSON may have, is a `?`: no answer could have it."""
+    return str(value).encode(errors="replace").decode()
