@@ -42,7 +42,8 @@ LAST: Final = "\U0010ffff"
 
 State = Annotated[
     Literal[
-        "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig", "prohibited"
+        "ok", "drained", "away", "stopping", "lost", "error", "quarantined", "dirty", "mig",
+        "prohibited"
     ]
     | None,
     Query(description="Only those in this state."),

@@ -11,6 +11,7 @@ from agent_sdk.keys import Keys
 from broker.api_keys import add
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.audit import audit
+from tests.page import of_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,17 @@ def test_pages_of_leases_are_the_whole_list_in_the_order_of_grants(
         assert {k: v for k, v in found[token].items() if k not in moves} == {
             k: v for k, v in lease.items() if k not in moves
         }
+
+
+def test_gpus_are_filtered_by_each_state_that_they_may_have(wide: Broker) -> None:
+    """The page explains each of them."""
+    states = of_page("words.js", "STATES", "Object.keys(STATES)")
+    found = {state: wide.http.get("/gpu/info", params={"state": state}) for state in states}
+    assert {state: answer.status_code for state, answer in found.items()} == dict.fromkeys(
+        states, 200
+    )
+    assert len(found["ok"].json()["gpus"]) == 4
+    assert found["error"].json()["gpus"] == []
 
 
 def test_leases_are_filtered_by_agent_host_and_state(wide: Broker, tokens: list[str]) -> None:
