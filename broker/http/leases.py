@@ -270,6 +270,8 @@ async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str,
         owner=who.name,
         team=who.team_for(body.team) or DEFAULT_TEAM,
     )
+    if broker.settings.safe_mode:  # whatever the pool says: as in POST /lease
+        found = lease_json.in_safe_mode(found)
     return _explained(found, who)
 
 

@@ -26,6 +26,7 @@ from broker.mcp.past_use import past_use
 from broker.mcp.reading import MOST_ROWS, explained, lease_view, status, usage
 from broker.mcp.refusals import refused
 from broker.mcp.waits import PendingLease
+from broker.serializers.lease_json import in_safe_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,10 @@ class Tools:
         options = self._options(memory_mb, gpus, exclusive, host, model)
         options |= {"ttl_s": self._leases.ttl_s, "team": who.team_for(team) or None}
         name = agent or self._leases.agent_of(who)
-        return explained(await client.explain_request(name, **options))
+        found = await client.explain_request(name, **options)
+        if self._leases.safe_mode(pool_safe_mode=False):  # this server's own
+            found = in_safe_mode(found)
+        return explained(found)
 
     async def gpu_acquire(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from agent_sdk.errors import CODES
 from agent_sdk.policy import values_of as policy_values
 from agent_sdk.protocol.messages import ANY, ENDLESS_MS
 from agent_sdk.state.findings import enforced, of_lease
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from agent_sdk.protocol.messages import Device
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.events import Event
+    from agent_sdk.state.explain import Explanation
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
     from agent_sdk.teams.status import TeamStatus
@@ -96,6 +99,13 @@ def still_waiting(error: StillWaiting, agent: str, team: str) -> PlaceInQueue:
         "detail": str(error),
         "retryable": error.retryable,
     }
+
+
+def in_safe_mode(found: Explanation) -> Explanation:
+    """Return an explanation of a request as a broker has it whose own SAFE_MODE is on."""
+    says = CODES["safe_mode"].says
+    basis = f"it does not depend on the end of a lease: {says}"
+    return replace(found, code="safe_mode", summary=says, estimate_s=None, basis=basis, fits_now=())
 
 
 def waiter(waiter: WaiterStatus, now_ms: int) -> Waiter:

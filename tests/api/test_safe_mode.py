@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from agent_sdk import LeaseClient, SafeMode, Store
 from tests.api.brokers import SIM, Broker, environment, eventually
+from tests.mcp.clients import over_http, said
 from tests.program import called
 from tests.servers import free_port
 
@@ -96,6 +98,11 @@ def test_another_spelling_stops_the_start(server: Server) -> None:
         assert "true or false" in ended.stderr
 
 
+async def _explained_over_mcp(port: int) -> Any:
+    async with over_http(port) as client:
+        return await said(client, "gpu_explain", memory_mb=1)
+
+
 def test_replicas_that_differ_the_last_started_decides_and_the_safe_one_stays_safe(
     server: Server,
 ) -> None:
@@ -111,6 +118,13 @@ def test_replicas_that_differ_the_last_started_decides_and_the_safe_one_stays_sa
         assert safe_in_effect(bold) is False
         assert careful.lease().json() == NOTE
         assert careful.http.get("/policy").json()["safe_mode_read_only"] is True
+        codes = [
+            b.http.post("/explain", json={"agent": "a", "min_memory_mb": 1}).json()["code"]
+            for b in (careful, bold)
+        ]
+        assert codes == ["safe_mode", "fits"]
+        outlook = asyncio.run(_explained_over_mcp(careful.port))
+        assert (outlook["code"], outlook["fits_now"]) == ("safe_mode", [])
         third = stack.enter_context(Broker(**SIM, **pool, SAFE_MODE="true")).wait()
         eventually(lambda: agent.pool().safe_mode, 3)
         assert safe_in_effect(bold) is True
