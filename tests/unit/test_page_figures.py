@@ -97,3 +97,14 @@ def test_hours_of_a_thousand_hosts_are_drawn() -> None:
     hosts = "Array.from({ length: 2000 }, (_, n) => ({ values: Array(168).fill(n / 2) }))"
     assert of_page("usage_data.js", "mostOf", f"mostOf({hosts})") == 999.5
     assert of_page("usage_data.js", "mostOf", "mostOf([])") == 0
+
+
+def test_reservation_that_the_queue_tells_first_is_not_free() -> None:
+    """A waiter's row may be newer than the device's."""
+    rows = {
+        "devices": {"gpu-a": {"uuid": "gpu-a", "state": "ok", "memory_free_mb": 500}},
+        "queue": {"w": {"reserved": ["gpu-a"]}},
+    }
+    gpu = "rows.devices.get('gpu-a')"
+    assert of_page("describe.js", "leasable", f"leasable({gpu})", rows) == 0
+    assert of_page("describe.js", "leasable", f"leasable({gpu})", rows | {"queue": {}}) == 500

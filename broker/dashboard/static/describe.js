@@ -22,9 +22,6 @@ export const model = (name) => name.replace(/^NVIDIA /, "");
 /** A number with its unit; null when the driver does not tell. */
 export const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
 
-/** The MiB of a device that the next request can be given. */
-export const leasable = (gpu) => gpu.memory_free_mb;
-
 /** The waiter that a device is reserved for, if any; of a large pool its row alone may be known. */
 function reservedFor(gpu) {
   const waiter = reservations().get(gpu.uuid);
@@ -32,6 +29,9 @@ function reservedFor(gpu) {
   const reservation = { since: gpu.reserved_since, until: gpu.reserved_until };
   return { agent: gpu.reserved_for, reservation };
 }
+
+/** The MiB of a device that the next request can be given. */
+export const leasable = (gpu) => (reservedFor(gpu) ? 0 : gpu.memory_free_mb);
 
 /** The parts of a device's memory, `{kind, mb, lease?}`; what they leave is free. */
 export function memoryParts(gpu, leases) {
