@@ -4,7 +4,7 @@
 -- ARGV[1]  protocol  int
 -- ARGV[2]  token     str
 -- ARGV[3]  fence     int   by acquire; empty = not compared; one the pool cannot know proves lost data
--- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
+-- ARGV[4]  ttl_ms    int   from now, no longer than its team may ask for; 0 = no expiry; empty = as at the grant
 -- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's; whose it is from now on, when recovered
 -- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may recover it
 -- ARGV[7]  agent     str   as granted
@@ -98,7 +98,11 @@ if over then
   return reply('LOST', over)
 end
 
-ttl_ms = ttl_ms or tonumber(own_ttl_ms)
+own_ttl_ms = own_ttl_ms + 0
+ttl_ms = ttl_ms or own_ttl_ms
+if ctx.pool.teams > 0 and ttl_ms ~= own_ttl_ms then
+  ttl_ms = broker.renewal_ttl(ttl_ms, own_ttl_ms, team)
+end
 local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms + 0) end
 if preempt_at_ms then expires_at_ms = math.min(expires_at_ms, preempt_at_ms + 0) end

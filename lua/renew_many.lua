@@ -106,7 +106,11 @@ for at = FIRST, last, 3 do
   if tag then
     said[n + 1], said[n + 2], said[n + 3] = tag, why, ''
   else
-    ttl_ms, ends_at_ms = (ttl_ms ~= '' and ttl_ms or row[8]) + 0, ends_at_ms + 0
+    local granted_ms = row[8] + 0
+    ttl_ms, ends_at_ms = ttl_ms ~= '' and ttl_ms + 0 or granted_ms, ends_at_ms + 0
+    if ctx.pool.teams > 0 and ttl_ms ~= granted_ms then
+      ttl_ms = broker.renewal_ttl(ttl_ms, granted_ms, call('HGET', record, 'team'))
+    end
     local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
     if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms + 0) end
     if row[9] and row[9] + 0 < expires_at_ms then expires_at_ms = row[9] + 0 end

@@ -130,6 +130,15 @@ function broker.barred(q, ttl_ms)
   end
 end
 
+-- What a renewal adds, ms: as asked, but no longer than both what the lease was granted with and what
+-- its team's requests may ask for; 0 = no expiry.
+function broker.renewal_ttl(asked_ms, granted_ms, team)
+  local most_ms = broker.team_policy(team).max_ttl_ms
+  if most_ms == 0 or granted_ms == 0 then return asked_ms end
+  most_ms = math.max(most_ms, granted_ms)
+  return asked_ms > 0 and asked_ms <= most_ms and asked_ms or most_ms
+end
+
 -- Why nothing that is registered could ever be q's, within caps that do not change, or nil.
 -- `behind`: another waiter of its queue is before it, so that only names are looked at.
 function broker.never(q, behind, most_mb)

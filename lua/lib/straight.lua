@@ -193,7 +193,7 @@ local function straight_renew()
   -- A token that is kept, and a fence that is its lease's, have the form of one
   local r = k and (k.records[token] or is_token(token) and read_record(k, token))
   if not r or fence ~= '' and fence ~= r.fence or owner and owner ~= '' and owner ~= r.owner
-    or r.expires_at_ms < k.now then
+    or r.expires_at_ms < k.now or k.pool.teams > 0 and ttl_ms and ttl_ms ~= r.ttl_ms then
     return nil
   end
 

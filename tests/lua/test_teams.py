@@ -118,6 +118,31 @@ def test_time_limit_of_a_team_is_the_default_of_its_leases(eight: Pool) -> None:
     assert said(eight.renew(token("1")))[1] == got.now_ms + 60_000
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_renewal_adds_no_more_than_its_team_may_ask_for(eight: Pool, many: bool) -> None:
+    """It takes away nothing that a lease had before; of other teams it adds what is asked."""
+
+    def left_ms(name: str, fence: int, ttl_ms: int | str) -> int:
+        if many:
+            reply = eight.renew_many((token(name), fence, ttl_ms))
+            return int(said(reply)[2]) - int(reply[1])
+        return int(said(eight.renew(token(name), str(fence), ttl_ms))[2])
+
+    eight.freeze()
+    before = granted(eight.acquire(token("1"), team="a", memory_mb=100, ttl_ms=90_000)).fence
+    endless = granted(eight.acquire(token("2"), team="a", memory_mb=100, ttl_ms=0)).fence
+    eight.set_teams(a="max_ttl_s=20", b="weight=1")
+    after = granted(eight.acquire(token("3"), team="a", memory_mb=100, ttl_ms=10_000)).fence
+    other = granted(eight.acquire(token("4"), team="b", memory_mb=100, ttl_ms=10_000)).fence
+    eight.skew(5000)
+    assert left_ms("3", after, "") == left_ms("3", after, 10_000) == 10_000
+    assert left_ms("3", after, 15_000) == 15_000
+    assert left_ms("3", after, 600_000) == left_ms("3", after, 0) == 20_000
+    assert left_ms("1", before, 90_000) == left_ms("1", before, 600_000) == 90_000
+    assert left_ms("2", endless, 0) > 600_000
+    assert left_ms("4", other, 600_000) == 600_000
+
+
 def test_default_team_without_a_policy_borrows_before_others_as_well(pool: Pool) -> None:
     """Memory that it holds is in no quota, or borrowed: no other team borrows it again."""
     pool.report((device("gpu-a", 8000),), deadline_ms=DAY_MS)

@@ -307,14 +307,20 @@ class Model(Favours):
             return ["LOST", over]
         told = [f"preempt:{e.preempt_at_ms}"] if e.preempt_at_ms else []
         told += [f"wanted:{e.wanted}"] if e.wanted else []
-        ttl_ms = e.ask.ttl_ms if ttl_ms is None else ttl_ms
-        until_ms = self.now + (ttl_ms or FOREVER_MS)
+        until_ms = self.now + (self.renewal_ttl(e, ttl_ms) or FOREVER_MS)
         if e.hold_until_ms:
             until_ms = min(until_ms, e.hold_until_ms)
         if e.preempt_at_ms:
             until_ms = min(until_ms, e.preempt_at_ms)
         e.expires_at_ms = e.due_ms = max(until_ms, e.expires_at_ms)
         return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), ",".join(told)]
+
+    def renewal_ttl(self, e: Entry, asked_ms: int | None) -> int:
+        """As asked, no longer than as granted and than its team may ask for; 0: endless."""
+        granted_ms, most_ms = e.ask.ttl_ms, self.team(e.ask.team).max_ttl_s * 1000
+        if asked_ms is None or not granted_ms or not most_ms:
+            return granted_ms if asked_ms is None else asked_ms
+        return min(asked_ms or FOREVER_MS, max(granted_ms, most_ms))
 
     def release(self, token: str, plant: int = 1, owner: str = "") -> Reply:
         """Give it back, or leave the queue; S6: an unknown token is refused from now on."""

@@ -14,6 +14,12 @@ def _bug(
 TEAM_BUGS = (
     _bug("evictions do not protect", "* 1000 * 2 ^ times", "* 1000", often="relapse", seed=7742),
     _bug(
+        "a renewal asks for more than its team may",
+        "return asked_ms > 0 and asked_ms <= most_ms and asked_ms or most_ms",
+        "return asked_ms",
+        often="team",
+    ),
+    _bug(
         "a team's sum stays after the end of a lease",
         "team.mb, team.leases, team.held = team.mb + mb,",
         "team.mb, team.leases, team.held = team.mb + math.max(0, mb),",
