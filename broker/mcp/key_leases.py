@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from agent_sdk.errors import CODES, LeaseLost, error_for
 from agent_sdk.protocol.messages import ANY
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 ARGUMENTS: Final = 10
 """Arguments of `acquire` in a record's `request`."""
 
+Tokens: TypeAlias = "OrderedDict[str, OrderedDict[str, None]]"
+"""Last tokens of each key."""
+
 WATCHED: Final = 64
-"""Most leases of a key, and most keys, whose news this process looks for."""
+"""Most leases of a key, and most keys, whose news this process looks for.
+
+As many that were given back are remembered: the answer may be lost, and the call repeated.
+"""
 
 
 class KeyLeases(Leases):
@@ -47,7 +53,8 @@ class KeyLeases(Leases):
         self.ttl_s = terms.idle_release_s
         self.waits.stopped = broker.stopping.wait
         self._index = KeyIndex(broker.client)
-        self._watched: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
+        self._watched: Tokens = OrderedDict()
+        self._given_back: Tokens = OrderedDict()
 
     @property
     def client(self) -> AsyncLeaseClient:
@@ -113,6 +120,7 @@ class KeyLeases(Leases):
         if wait is not None:
             self.waits.drop(wait)
         self._watched.get(who.name, OrderedDict()).pop(token, None)
+        _put(self._given_back, who, token)
         released = await self.client.release(token, owner=owner_of(who))
         await self._index.drop(who.name, [token])
         return released
@@ -239,7 +247,8 @@ class KeyLeases(Leases):
         """Return a lease or a wait of the caller."""
         found = await self.client.lookup(possible(token))
         watched = self._watched.get(who.name, OrderedDict())
-        if isinstance(found, str) and (token in watched or who.is_at_least("operator")):
+        known = token in watched or token in self._given_back.get(who.name, ())
+        if isinstance(found, str) and (known or who.is_at_least("operator")):
             watched.pop(token, None)
             raise error_for(found, token=token)
         if found is None or isinstance(found, str) or not owns(who, found):
@@ -248,14 +257,19 @@ class KeyLeases(Leases):
 
     def _watch(self, who: Principal, token: str) -> None:
         """Look for the news of a lease from now on; without keys its agent cannot be told apart."""
-        if not who.name:
-            return
-        tokens = self._watched.setdefault(who.name, OrderedDict())
-        tokens[token] = None
-        self._watched.move_to_end(who.name)
-        for crowd in (tokens, self._watched):
-            if len(crowd) > WATCHED:
-                crowd.popitem(last=False)
+        _put(self._watched, who, token)
+
+
+def _put(of: Tokens, who: Principal, token: str) -> None:
+    """Add a token to the last ones of a key."""
+    if not who.name:
+        return
+    tokens = of.setdefault(who.name, OrderedDict())
+    tokens[token] = None
+    of.move_to_end(who.name)
+    for crowd in (tokens, of):
+        if len(crowd) > WATCHED:
+            crowd.popitem(last=False)
 
 
 def _options(request: str) -> LeaseOptions | None:

@@ -115,6 +115,8 @@ class SessionLeases(Leases):
         if lease is not None:
             return not lease.lost and await self._client.release(lease)
         if wait is None:
+            if isinstance(await self._client.lookup(token), str):
+                return False  # by an earlier call, whose answer may be lost
             raise error_for("unknown_token")
         self.waits.drop(wait)
         return await self._client.release(token)

@@ -143,6 +143,11 @@ async def test_lease_belongs_to_its_key(mcp: Mcp) -> None:
             assert (await said(client, "gpu_release", token=token))["released"] is False
         assert (await refused(operator, "gpu_extend", token=token, hold_s=60))["code"] == "released"
         assert (await refused(other, "gpu_release", token=token))["code"] == "unknown_token"
+        own = (await said(agent, "gpu_acquire", memory_mb=600))["ticket"]
+        assert (await said(agent, "gpu_release", token=own))["released"] is True
+        assert (await said(agent, "gpu_release", token=own))["released"] is False
+        assert (await said(agent, "gpu_status"))["notices"] == [], "it did that itself"
+        assert (await refused(other, "gpu_release", token=own))["code"] == "unknown_token"
     async with over_http(port, keys["bound"]) as bound:
         assert (await refused(bound, "gpu_acquire", memory_mb=1))["code"] == "forbidden"
         await said(bound, "gpu_acquire", memory_mb=1, agent="bound-1")

@@ -37,6 +37,7 @@ async def test_agent_leases_and_gives_back(gpus: TestBroker, mode: str) -> None:
         assert (await said(client, "gpu_usage"))["memory_mb"] == 600
         assert (await said(client, "gpu_release", token=lease.token))["released"] is True
         assert gpus.client.leases() == ()
+        assert (await said(client, "gpu_release", token=lease.token))["released"] is False
         await said(client, "gpu_acquire", memory_mb=600)
         await said(client, "gpu_acquire", memory_mb=600)
 
