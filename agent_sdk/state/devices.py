@@ -153,6 +153,16 @@ class DeviceStatus:
         takes = self.state == "ok" and not (self.drained or self.reserved_for or self.exclusive)
         return max(0, self.left_mb) if takes and not self.one_lease_held else 0
 
+    def free_for(self, *, shares: bool) -> int:
+        """Return the MiB for the next request; without `shares` the policy gives whole GPUs."""
+        return self.free_mb if shares or self.empty else 0
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing is on it that a lease of the whole device would have to wait for."""
+        held = self.leases > 0 or self.withheld_mb > 0
+        return not held and self.unleased_mb <= self.idle_unleased_mb
+
     @property
     def one_lease_held(self) -> bool:
         """True if it takes one lease at a time, and one has it or its memory is withheld."""

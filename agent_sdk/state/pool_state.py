@@ -91,8 +91,7 @@ class PoolState:
         """Return the MiB of a device for the next request, under the present policy."""
         pool = self.pool
         shut = pool.safe_mode or pool.now_ms < pool.closed_until_ms
-        taken = device.leases > 0 and not pool.allow_fractional_shares
-        return 0 if shut or taken else device.free_mb
+        return 0 if shut else device.free_for(shares=pool.allow_fractional_shares)
 
 
 def read(keys: Keys) -> Generator[Read, Answer, PoolState]:

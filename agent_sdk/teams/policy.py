@@ -102,8 +102,8 @@ class TeamPolicy:
     )
     max_ttl_s: int | None = _number(
         "Longest time to live, s; 0: no limit",
-        "Seconds without renewal that its requests, and renewals, may ask for at most. A renewal that "
-        "asks for more gets so long; one may always ask for what its lease was granted with.",
+        "Seconds without renewal that its requests, and renewals, may ask for at most. A renewal "
+        "that asks for more gets so long, or what its lease was granted with.",
         most=WEEK_S,
     )
     models: Mapping[str, ModelQuota] = field(default_factory=dict, hash=False)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.lists import DeviceEntry, LeaseEntry
     from agent_sdk.state.queue import WaiterStatus
-    from agent_sdk.state.snapshot import HostStatus
+    from agent_sdk.state.snapshot import HostStatus, PoolStatus
     from broker.api_keys import Principal
     from broker.replica import Broker
 
@@ -98,10 +98,10 @@ async def gpu_info(
         entries = await client.device_list(host, state)
         begin = bisect_right(entries, (*_place(cursor), LAST)) if cursor else 0
         found, more = paged(entries, begin, limit, _after)
-        now_ms = (await client.pool()).now_ms
+        pool = await client.pool()
         hosts = await (client.hosts() if host is None else client.hosts_of([host]))
-        rows = _Rows(broker, whole=who.is_at_least("operator"))
-        alive = [each for each in hosts if each.alive(now_ms)]
+        rows = _Rows(broker, pool, whole=who.is_at_least("operator"))
+        alive = [each for each in hosts if each.alive(pool.now_ms)]
         body = listed('{"gpus":[', rows.of(found), lambda: rows.tail(alive, more))
         return await tagged_list(request, body)
     except (BrokerUnavailable, OutcomeUnknown) as error:
@@ -114,11 +114,13 @@ class _Rows:
 
     Args:
         broker: the replica.
+        pool: its policy.
         whole: with all tokens.
     """
 
-    def __init__(self, broker: Broker, *, whole: bool) -> None:
+    def __init__(self, broker: Broker, pool: PoolStatus, *, whole: bool) -> None:
         self._broker = broker
+        self._shares = pool.allow_fractional_shares
         self._named = str if whole else lease_json.masked
         self._any = self._nvml = False
 
@@ -127,7 +129,7 @@ class _Rows:
         for part in parts_of(entries):
             devices = await self._broker.client.devices_of([each.uuid for each in part])
             for device in sorted(devices, key=lambda d: (d.host, d.index, d.uuid)):
-                row = device_json.row(device, self._named)
+                row = device_json.row(device, self._named, shares=self._shares)
                 self._any = True
                 self._nvml = self._nvml or device_json.enriched(row)
                 yield dumped(row)

@@ -28,11 +28,16 @@ class Sums:
 
     A divided GPU counts by its parts.
 
+    Args:
+        devices: the first ones.
+        shares: the policy gives parts of a GPU.
+
     Attributes:
         leased_mb: leased on all of them.
     """
 
-    def __init__(self, devices: Iterable[DeviceStatus] = ()) -> None:
+    def __init__(self, devices: Iterable[DeviceStatus] = (), *, shares: bool = True) -> None:
+        self._shares = shares
         self.leased_mb = self._free_mb = 0
         self._memory: dict[str, MemorySums] = {}  # of those whose state is not `mig`
         self._all = MemorySums()  # of the same together
@@ -50,7 +55,7 @@ class Sums:
             self._parents.add(device.parent)
             self._add_telemetry(device)
             self._gpus.add(device.parent or device.uuid)
-            self._free_mb += device.free_mb
+            self._free_mb += device.free_for(shares=self._shares)
             self._states[shown_state(device.state, drained=device.drained)] += 1
             self._findings.update(finding.kind for finding in device.findings)
             if device.state != "mig":

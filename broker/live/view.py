@@ -165,7 +165,8 @@ class View:
 
     async def _sample(self) -> None:
         try:
-            pool, sums = await self._client.pool(), Sums()
+            pool = await self._client.pool()
+            sums = Sums(shares=pool.allow_fractional_shares)
             self.trends.begin(pool.now_ms)
             for part in parts_of(await self._client.device_list()):
                 devices = await self._client.devices_of([each.uuid for each in part])
@@ -181,7 +182,7 @@ class View:
 
     def _take_in(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
         """Take a reading into the history and the trends."""
-        self.sums = Sums(devices)
+        self.sums = Sums(devices, shares=pool.allow_fractional_shares)
         self._history.sample(pool, self.sums)
         self.trends.sample(pool.now_ms, devices)
 
@@ -252,9 +253,10 @@ class View:
         def named(token: str) -> str:
             return names.get(token) or lease_json.masked(token)
 
+        shares = scene.pool.allow_fractional_shares
         for uuid, device in scene.devices.items():
             known = touched is not None and uuid not in touched and uuid in shown["devices"]
-            rows["devices"][uuid] = {} if known else device_json.row(device, named)
+            rows["devices"][uuid] = {} if known else device_json.row(device, named, shares=shares)
             made = await _breathe(made + (not known))
         for token, lease in scene.leases.items():
             name = lease_json.name_of(lease)

@@ -176,7 +176,9 @@ class Window:
         }
         for each in entries:
             if each.uuid in devices:
-                rows["devices"][each.uuid] = device_json.row(devices[each.uuid], named)
+                rows["devices"][each.uuid] = device_json.row(
+                    devices[each.uuid], named, shares=pool.allow_fractional_shares
+                )
             await turns.pause()
         for lease in leases:
             rows["leases"][names[lease.token]] = dict(lease_json.known(lease, devices, now_ms))

@@ -126,7 +126,7 @@ class Metrics:
         """Yield the exposition in parts; an empty one is a pause in the work."""
         yield from map(_rendered, self._shared(seen, sample))
         if seen is not None:
-            yield from _of_devices(seen.devices)
+            yield from _of_devices(seen.devices, shares=seen.pool.allow_fractional_shares)
         yield generate_latest(self._counted())
 
     def _counted(self) -> CollectorRegistry:
@@ -182,7 +182,7 @@ def _rendered(family: Metric) -> bytes:
     return generate_latest(registry)
 
 
-def _of_devices(devices: Sequence[DeviceStatus]) -> Iterator[bytes]:
+def _of_devices(devices: Sequence[DeviceStatus], *, shares: bool) -> Iterator[bytes]:
     """Yield the families of devices, each whole, as the format wants them; they are made in parts.
 
     A device and its parts are told of alike, whatever part of the work each falls into.
@@ -190,7 +190,7 @@ def _of_devices(devices: Sequence[DeviceStatus]) -> Iterator[bytes]:
     counted = {device.uuid for device in counted_once(devices)}
     texts: dict[str, list[bytes]] = {}
     for start in range(0, max(1, len(devices)), PART):  # without any: the heads alone
-        for family in device_families(devices[start : start + PART], counted):
+        for family in device_families(devices[start : start + PART], counted, shares=shares):
             text = _rendered(family)
             before = texts.setdefault(family.name, [])
             before.append(text.split(b"\n", HEAD_LINES)[-1] if before else text)

@@ -80,12 +80,17 @@ def pool_families(seen: PoolReading) -> Iterator[Metric]:
     yield from usage_families(seen.usage)
 
 
-def device_families(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:
+def device_families(
+    devices: Sequence[DeviceStatus], counted: Container[str], *, shares: bool
+) -> Iterator[Metric]:
     """Yield the families of some devices.
 
-    `counted`: ids of the devices whose memory counts: a divided GPU has its parts.
+    Args:
+        devices: the devices.
+        counted: ids of the devices whose memory counts: a divided GPU has its parts.
+        shares: the policy gives parts of a GPU.
     """
-    yield from _devices(devices, counted)
+    yield from _devices(devices, counted, shares=shares)
     yield from health_families(devices)
 
 
@@ -190,7 +195,9 @@ def _queue(pool: PoolStatus, oldest_ms: int | None) -> Iterator[Metric]:
                  max(0, pool.now_ms - since_ms) / 1000)  # fmt: skip
 
 
-def _devices(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:
+def _devices(
+    devices: Sequence[DeviceStatus], counted: Container[str], *, shares: bool
+) -> Iterator[Metric]:
     info = GaugeMetricFamily(
         "gpu_broker_device_info", "1; joined by uuid.", labels=[*DEVICE, "name", "simulated"]
     )
@@ -231,7 +238,7 @@ def _devices(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterat
             "used": device.used_mb,
             "unleased": device.unleased_mb,
             "withheld": device.withheld_mb,
-            "free": device.free_mb,
+            "free": device.free_for(shares=shares),
         }
         counts = device.total_mb > 0 and device.uuid in counted
         for name, mb in values.items():

@@ -19,10 +19,15 @@ NO_GPUS = (
 )
 
 
-def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
+def row(
+    device: DeviceStatus, named: Callable[[str], str], *, shares: bool = True
+) -> dict[str, Any]:
     """Return one row of `/gpu/info`; an unknown value is null, and never drops the row.
 
-    `named` cuts a lease's token to the part that may be shown.
+    Args:
+        device: the device.
+        named: cuts a lease's token to the part that may be shown.
+        shares: the policy gives parts of a GPU.
     """
     said: dict[str, Any] = {
         "index": device.index,
@@ -39,7 +44,7 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
         "simulated": device.simulated,
         "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
         "memory_reserved_mb": device.leased_mb,
-        "memory_free_mb": device.free_mb,
+        "memory_free_mb": device.free_for(shares=shares),
         "memory_left_mb": max(0, device.left_mb),
         "memory_withheld_mb": device.withheld_mb,
         "memory_foreign_mb": device.unleased_mb,

@@ -118,6 +118,26 @@ def test_renewal_and_policy_show(broker: Broker, own: Server) -> None:
         mirror.until(lambda m: m.rows["pool"]["pool"]["default_memory_mb"] == 77)
 
 
+def test_nothing_is_free_beside_a_lease_where_the_policy_gives_whole_gpus(
+    broker: Broker, own: Server
+) -> None:
+    """In the rows of the page, in /gpu/info and in the metrics, as soon as the policy says so."""
+    with following(broker, "/live") as stream, LeaseClient(Store(own.url)) as client:
+        mirror = Mirror(stream)
+        try:
+            held = client.acquire("analyst", memory_mb=300, host="any")
+            mirror.until(lambda m: m.rows["devices"]["SIM-h1-0"]["memory_free_mb"] == 700)
+            client.set_policy(allow_fractional_shares=False)
+            mirror.until(lambda m: m.rows["devices"]["SIM-h1-0"]["memory_free_mb"] == 0)
+            (gpu,) = broker.http.get("/gpu/info").json()["gpus"]
+            assert (gpu["memory_free_mb"], gpu["memory_left_mb"]) == (0, 700)
+            shown = broker.metrics().items()
+            assert [n for name, n in shown if "device_memory_free_bytes" in name] == [0]
+            client.release(held)
+        finally:
+            client.set_policy(allow_fractional_shares=True)
+
+
 def test_queue_says_why(broker: Broker, own: Server) -> None:
     """Each who waits, with the reason that explain gives."""
     held = broker.granted(min_memory_mb=900)["token"]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from agent_sdk.state import snapshot
 from broker.cli import main
+from broker.live.sums import Sums
 from broker.metrics import Metrics
 from broker.metrics.pool import PoolReading
 from broker.serializers import device_json
@@ -152,3 +153,32 @@ def test_nothing_is_free_that_the_policy_forbids(
     reserved.set_policy(**policy)
     found = json.loads(run(server, reserved, "status", "-o", "json").output)["devices"]
     assert sum(d["free_mb"] for d in found) == (0 if "safe_mode" in policy else 1000)
+
+
+@pytest.mark.parametrize("beside", ["a lease", "a program without a lease", "withheld memory"])
+def test_device_in_part_is_not_free_where_the_policy_gives_whole_ones(
+    pool: Pool, beside: str
+) -> None:
+    """By the metrics, `/gpu/info` and the sums of the page as by acquire."""
+    pool.report((device("gpu-a", 3000, simulated=0),), deadline_ms=DAY_MS)
+    if beside == "a program without a lease":
+        used = device("gpu-a", 3000, simulated=0, used_mb=900, reported_unleased_mb=900)
+        pool.report((used,), deadline_ms=DAY_MS)
+    else:
+        granted(pool.acquire(token("one"), memory_mb=100, ttl_ms=1000))
+        pool.skew(2000 if beside == "withheld memory" else 0)
+        pool.reap()
+    for shares in (1, 0):
+        pool.set_policy(allow_fractional_shares=shares)
+        devices = pool.look(snapshot.devices(pool.keys))
+        status = pool.look(snapshot.pool(pool.keys))
+        lines = Metrics().text(PoolReading(status, devices, (), None), None).decode().splitlines()
+        (free,) = [x for x in lines if x.startswith("gpu_broker_device_memory_free_bytes{")]
+        says = {
+            device_json.row(devices[0], str, shares=bool(shares))["memory_free_mb"] > 0,
+            Sums(devices, shares=bool(shares)).told()["free_mb"] > 0,
+            float(free.rpartition(" ")[2]) > 0,
+            pool.acquire(token(f"asks-{shares}"), memory_mb=1)[0] == "GRANTED",
+        }
+        assert says == {bool(shares)}
+        pool.release(token("asks-1"))
