@@ -65,8 +65,9 @@ class Health:
     ) -> Verdict:
         """Return the verdict on a device at `now` on our clock, s.
 
-        `whole` is the GPU that the device is a part of, or the device itself; `driver` is the
-        version that gives its recovery action a meaning.
+        `whole` is the GPU that the device is a part of, or the device itself; `known` is what the
+        pool knows of the device, or of the GPU of which it is a new part: that is withheld with its
+        GPU. `driver` is the version that gives its recovery action a meaning.
         """
         actions = actions_of(device.xids, overrides, whole.recovery_action)
         before = known.quarantine if known else ""
@@ -76,6 +77,7 @@ class Health:
         cause, action = self._cause(device, whole, actions, overrides, standing)
         if cause or device.state not in {"ok", "mig"}:
             self._trouble_at[device.uuid] = now
+        told = before if known and known.uuid == device.uuid else ""
         quarantine = before
         if cause and not (before.endswith(HELD) and action == "probe"):
             quarantine = cause + (HELD if action == "hold" else PROBED)
@@ -91,7 +93,7 @@ class Health:
         return Verdict(
             state,
             reason,
-            None if quarantine == before else quarantine,
+            None if quarantine == told else quarantine,
             ",".join(f"{code}:{what}" for code, what in actions),
         )
 
@@ -156,7 +158,9 @@ class Health:
     def _clean(self, device: DeviceSample, whole: DeviceSample, now: float) -> bool:
         """Return whether the device has been well for long enough, as far as its driver tells."""
         since = self._trouble_at.setdefault(device.uuid, now)
-        well = device.state == "ok" and whole.recovery_action == 0 and not whole.rows_pending
+        well = (
+            device.state in {"ok", "mig"} and whole.recovery_action == 0 and not whole.rows_pending
+        )
         return well and now - since >= CLEAN_S
 
 

@@ -129,7 +129,7 @@ class ReportBuilder:
             uuid: self._health.judge(
                 device,
                 devices.get(device.parent, device),
-                holders.devices.get(uuid),
+                holders.devices.get(uuid) or holders.devices.get(device.parent),
                 pool.xid_actions,
                 now,
                 look.sample.driver_version,

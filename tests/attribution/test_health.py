@@ -251,6 +251,33 @@ def test_mig_device_is_as_well_as_the_gpu_that_it_is_a_part_of() -> None:
     assert verdict.state == "ok"
 
 
+def test_divided_gpu_comes_back_after_a_clean_probe_like_its_parts() -> None:
+    """Else it would be told to be in quarantine for good, while its parts are lent."""
+    one = Gpu()
+    assert one.judge(state="mig", xids=(48,)).state == "mig"
+    assert one.quarantine.endswith(PROBED)
+    one.judge(state="mig", after_s=CLEAN_S + 1)
+    assert one.quarantine == ""
+
+
+@pytest.mark.parametrize("code", [48, 79])
+def test_new_part_of_a_gpu_in_quarantine_is_in_it_too(code: int) -> None:
+    """Nobody gets the GPU by dividing it anew; an undrain, or a clean probe, ends it for each."""
+    one = Gpu()
+    one.judge(xids=(code,))
+    part = gpu(uuid="MIG-1", parent="GPU-a")
+    whole = gpu(state="mig", recovery_action=0)
+    new = one.health.judge(part, whole, one.known, "", one.now)
+    assert (new.state, new.quarantine) == ("quarantined", one.quarantine)
+    known = replace(one.known, uuid="MIG-1")
+    again = one.health.judge(part, whole, known, "", one.now + 5)
+    assert (again.state, again.quarantine) == ("quarantined", None)
+    later = one.health.judge(part, whole, known, "", one.now + CLEAN_S + 1)
+    assert later.state == ("ok" if code == 48 else "quarantined")
+    lifted = one.health.judge(part, whole, replace(known, quarantine=""), "", one.now + 99)
+    assert lifted.state == "ok"
+
+
 def test_lost_gpu_is_lost_and_comes_back_by_itself() -> None:
     """Its own state says so while it lasts."""
     one = Gpu()

@@ -175,6 +175,21 @@ def test_parts_that_are_forgotten_do_not_come_back_with_trouble(
     assert [row["state"] for row in machine.gpus()] == ["error"]
 
 
+def test_new_part_of_a_gpu_in_quarantine_is_withheld(reported: Callable[..., Reported]) -> None:
+    """It fell off its bus: it is lent neither whole nor divided anew, until an operator says so."""
+    machine = reported("mig_taken_apart")
+    machine.until(lambda rows: len(rows) == 3)
+    machine.words("count=1", "mig=0/20096+20096", "xid=0/79")
+    machine.until(lambda rows: [row["state"] for row in rows] == ["mig", *["quarantined"] * 2])
+    machine.words("count=1", "mig=0/20096+20096+20096")
+    machine.until(lambda rows: [row["state"] for row in rows[1:]] == ["quarantined"] * 3)
+    time.sleep(1)
+    assert [row["state"] for row in machine.gpus()[1:]] == ["quarantined"] * 3
+    assert machine.command("undrain", "h1:0").returncode == 0
+    machine.until(lambda rows: [row["state"] for row in rows[1:]] == ["ok"] * 3)
+    assert "quarantine" not in machine.command("status").stdout
+
+
 def test_parts_of_a_gpu_that_is_listed_no_more_are_as_it(
     reported: Callable[..., Reported],
 ) -> None:
