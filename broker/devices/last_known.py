@@ -92,7 +92,7 @@ class Known:
         self._gone = {
             uuid: Fault(row.state, row.reason, gone=True)
             for uuid, row in rows.items()
-            if not row.listed
+            if not row.listed and (uuid in self._gone or not _is_with_its_gpu(row, rows))
         }
         self._forget([device for device in rows.values() if device.parent and not device.listed])
         return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
@@ -138,6 +138,12 @@ class Known:
             state=fault.state,
             reason=fault.reason,
         )
+
+
+def _is_with_its_gpu(part: DeviceSample, rows: Mapping[str, DeviceSample]) -> bool:
+    """Tell whether a part is gone only because its GPU is: it may be there when that comes back."""
+    gpu = rows.get(part.parent)
+    return gpu is not None and not gpu.listed
 
 
 def _fault_of_gpu(gpu: DeviceSample | None) -> Fault | None:

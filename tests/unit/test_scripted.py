@@ -283,6 +283,9 @@ def test_part_that_is_gone_stays_so_whatever_befalls_its_gpu() -> None:
         ]  # fmt: skip
     assert [row.listed for row in known.parts_of("GPU-0", hung)] == [True, False]
     assert [row.listed for row in known.merge({}, gone)] == [False] * 3
+    assert [row.listed for row in known.merge({}, hung)] == [False] * 3
+    rows = known.merge({0: hung}, gone)
+    assert [row.listed for row in rows] == [True, True, False], "its GPU is back, and tells nothing"
     assert [row.listed for row in known.merge({0: (whole, two)}, gone)] == [True, False, True]
 
 
