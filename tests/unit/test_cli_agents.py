@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import LeaseClient, Store
+from agent_sdk.engines.table import ENGINES
 from broker.run.touches import touched_by
 from tests.api.brokers import PROGRAM
 from tests.unit.brokers import broker_of_the_file
@@ -188,3 +189,6 @@ def test_skill_has_the_form_of_skills_and_names_what_there_is(pool: TestBroker) 
         text = call(pool, name, "--help").stdout
         for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", options.split(" -- ")[0]):
             assert option in text, (name, option)
+    engines = set(re.findall(r"`--for ([a-z]+)`", page))
+    assert "vllm" in engines
+    assert engines <= ENGINES.keys()
