@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
             worker, hook_sender.registry,
         )  # fmt: skip
         client.by = f"serve {settings.sdk.hostname} {broker.replica}"
-        app.state.broker = broker
+        app.state.broker, app.state.hurried, app.state.draining = broker, False, None
         work = (
             worker.report(reporter), ticker.run(), feed.run(), view.run(feed),
             broker.decide_safe_mode(), broker.dismiss(), hook_sender.run(),
@@ -108,8 +108,11 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
             yield
         finally:
             systemd.stopping()
-            if settings.drain_on_stop_s and worker.leads:
-                await reporter.drain(settings.drain_on_stop_s)
+            if settings.drain_on_stop_s and worker.leads and not app.state.hurried:
+                draining = asyncio.create_task(reporter.drain(settings.drain_on_stop_s))
+                app.state.draining = draining
+                with suppress(asyncio.CancelledError):  # a second signal ends it
+                    await draining
             await end(tasks)
             await client.close()
             source.close()

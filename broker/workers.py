@@ -190,4 +190,7 @@ class Workers:
         self._systemd.ticked(problems[0].removeprefix("no leases: ") if problems else None)
 
     def _told_to_stop(self, _: int, __: FrameType | None) -> None:
+        if self._stopping:  # a second signal: the worker that reports waits for leases no longer
+            for worker in self._workers.values():
+                worker.process.terminate()
         self._stopping = True

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_stop_ends_all_in_good_order(ending: Broker, name: str) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ending.port), 1)
     assert "Traceback" not in ending.said()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_second_signal_ends_the_wait_for_leases(own: Server, workers: str) -> None:
+    """The first one has no GPU offered any more, and waits for the leases that there are."""
+    here = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_POOL": f"drains-{workers}"}
+    here |= {"GPU_BROKER_DRAIN_ON_STOP_S": "60", "GPU_BROKER_WORKERS": workers}
+    with Broker(**here) as broker:
+        ready(broker).wait().granted(min_memory_mb=100)
+        broker.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            broker.process.wait(7)
+        broker.process.send_signal(signal.SIGTERM)
+        assert broker.process.wait(7) == 0
 
 
 def test_workers_end_with_their_parent(ending: Broker) -> None:

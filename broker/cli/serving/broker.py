@@ -35,6 +35,7 @@ from broker.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from fastapi import FastAPI
 
@@ -194,6 +195,14 @@ class Server(uvicorn.Server):
         """Answer the requests that wait for a lease first: they may wait for a minute."""
         self._state.broker.stopping.set()
         await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at a signal; a second one ends the wait for leases."""
+        if self.should_exit:
+            self._state.hurried = True
+            if draining := getattr(self._state, "draining", None):
+                draining.get_loop().call_soon_threadsafe(draining.cancel)
+        super().handle_exit(sig, frame)
 
 
 def _stopped(*_: object) -> None:
