@@ -3,7 +3,9 @@ of a lease goes on holding it."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +20,7 @@ from agent_sdk.errors import LeaseError, LeaseLost
 from agent_sdk.scripts.library import load
 from agent_sdk.store import clean_stop
 from agent_sdk.store.embedded import EmbeddedStore
-from tests.api.brokers import eventually
+from tests.api.brokers import PROGRAM, environment, eventually
 from tests.audit import audit
 from tests.pools import device
 from tests.reports import register
@@ -203,6 +205,27 @@ def test_after_flushall_holders_come_first(server: Server, client: LeaseClient) 
         assert not lease.lost
         check_closed(client)
         audit(client.redis, client.keys)
+
+
+def test_wait_for_the_end_of_a_lease_outlasts_the_loss_of_its_record(
+    server: Server, client: LeaseClient
+) -> None:
+    """It is brought back, and so it has not ended."""
+    epoch = client.pool().epoch
+    with client.lease("holder", memory_mb=900, ttl_s=30) as lease:
+        words = [PROGRAM, "wait", lease.token, "--end", "-o", "json"]
+        env = environment(REDIS_URL=server.url)
+        with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) as waiting:
+            with server.connect() as redis:
+                eventually(lambda: any("xread" in x["cmd"] for x in redis.client_list()), 20)
+                redis.flushall()
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(6)  # it looks each 5 s
+            register(client, device("gpu-a"), epoch=epoch)
+            eventually(lambda: known(client, lease.token), HEARD_S)
+            client.release(lease)
+            said = json.loads(waiting.communicate(timeout=20)[0])
+    assert (waiting.returncode, said["outcome"]) == (0, "released")
 
 
 def test_after_flushall_waiters_queue_again(server: Server, client: LeaseClient) -> None:

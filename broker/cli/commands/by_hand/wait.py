@@ -30,6 +30,11 @@ LOOK_S: Final = 5.0
 AWAY_S: Final = 0.5
 """Seconds between two tries while the store is away."""
 
+FORGOTTEN_S: Final = 75.0
+"""Seconds for which a token is unknown that is over: a store that has lost data comes to know it
+again while the pool is closed, which is for a minute at most.
+"""
+
 
 @click.command()
 @click.argument("token", shell_complete=tokens)
@@ -83,27 +88,38 @@ def _changed(
     Raises:
         LeaseError: the store was away for `away_s` seconds, or denies the call.
     """
-    seen_at = time.monotonic()
+    seen_at = known_at = time.monotonic()
     while True:
         try:
             with Follower(client, last_of(client.events(1))) as news:
                 while True:
-                    found = client.lookup(token) or "expired"  # its tombstone is gone, too
+                    found = client.lookup(token)
                     seen_at = time.monotonic()
-                    if isinstance(found, str):
-                        return found
-                    if not end and not isinstance(found, WaiterStatus):
-                        return found
+                    known_at = known_at if found is None else seen_at
+                    told = _told(found, seen_at - known_at, end=end)
+                    if told is not None:
+                        return told
                     if not _news(news, token, until):
                         return None
         except (BrokerUnavailable, OutcomeUnknown) as error:
-            now = time.monotonic()
+            now = known_at = time.monotonic()
             if until is not None and now >= until:
                 say(f"gpu-broker: {error}", err=True)
                 return None
             if now - seen_at > away_s:
                 raise
             time.sleep(AWAY_S if until is None else min(AWAY_S, until - now))
+
+
+def _told(
+    found: LeaseStatus | WaiterStatus | str | None, unknown_s: float, *, end: bool
+) -> LeaseStatus | str | None:
+    """Return what ends the wait, or None while it goes on."""
+    if found is None:  # its tombstone is gone, too
+        return "expired" if unknown_s > FORGOTTEN_S else None
+    if isinstance(found, str):
+        return found
+    return None if end or isinstance(found, WaiterStatus) else found
 
 
 def _news(news: Follower, token: str, until: float | None) -> bool:
