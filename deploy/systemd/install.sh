@@ -23,4 +23,5 @@ for example in "$here"/examples/*.env.example; do
 done
 echo "installed in $units and $config; next:"
 echo "  edit $config/gpu_orchestrator.env (it ships SAFE_MODE=true: no lease gets a GPU)"
-echo "  systemctl daemon-reload && $here/enable_all.sh"
+echo "  systemctl daemon-reload && $here/enable_all.sh gpu_orchestrator"
+echo "  (without a name it starts the example's agents too)"

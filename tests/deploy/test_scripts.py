@@ -261,6 +261,12 @@ def test_start_script_refuses_what_it_cannot_start(name: str, code: int, said: s
     assert said in done.stderr
 
 
+def test_next_step_of_an_installation_is_the_broker_alone(tmp_path: Path) -> None:
+    """The example's agents are started by their names, or by none, and not by following a hint."""
+    said = call("install.sh", DESTDIR=str(tmp_path)).stdout.splitlines()
+    assert [line.split()[-1] for line in said if "enable_all.sh" in line] == ["gpu_orchestrator"]
+
+
 def test_install_overwrites_no_environment(tmp_path: Path) -> None:
     """Units anew, environment files only where there are none."""
     assert call("install.sh", DESTDIR=str(tmp_path)).returncode == 0
