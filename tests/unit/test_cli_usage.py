@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -296,6 +297,24 @@ def test_without_pyarrow_the_way_to_it_is_said(
     assert "pip install 'gpu-lease-broker[parquet]'" in said
     assert not list(tmp_path.iterdir())
     cli("history", "export", str(tmp_path / "x.csv"))
+
+
+def test_export_replaces_no_link_and_no_pipe(cli: Any, tmp_path: Path) -> None:
+    """A link leads to the new file, and what is no file stays what it is, such as /dev/null."""
+    link, file, pipe = (tmp_path / name for name in ("link.csv", "file.csv", "pipe.csv"))
+    file.write_text("old")
+    link.symlink_to(file)
+    cli("history", "export", str(link))
+    assert link.is_symlink()
+    assert "ann" in file.read_text()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        cli("history", "export", str(pipe))
+        assert os.read(reader, 100_000).decode() == file.read_text()
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_long_export_says_how_far_it_is(

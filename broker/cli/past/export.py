@@ -97,23 +97,39 @@ def export(client: LeaseClient, path: str, form: str, **wanted: Any) -> int:
 
 @contextmanager
 def _sink(path: str, form: str) -> Iterator[Sink]:
-    """Open a file, or stdout, for records; an error leaves no file behind."""
+    """Open a file, or stdout, for records; an error leaves no file behind.
+
+    The file behind a link is replaced, and not the link; a pipe or a device is written to.
+    """
     if path == STDOUT:
         yield _Text(form, say)
         return
-    part = Path(f"{path}.part")
+    named = Path(path)
+    if named.exists() and not named.is_file():
+        with _written(named, form) as sink:
+            yield sink
+        return
+    where = named.resolve()
+    part = where.with_name(f"{where.name}.part")
     try:
-        if form == "parquet":
-            with part.open("wb") as binary, _parquet(binary) as sink:
-                yield sink
-        else:
-            with part.open("w", encoding="utf-8", newline="") as out:
-                yield _Text(form, lambda lines: out.write(f"{lines}\n"))
-        part.replace(path)
+        with _written(part, form) as sink:
+            yield sink
+        part.replace(where)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+@contextmanager
+def _written(path: Path, form: str) -> Iterator[Sink]:
+    """Open a file for records."""
+    if form == "parquet":
+        with path.open("wb") as binary, _parquet(binary) as sink:
+            yield sink
+    else:
+        with path.open("w", encoding="utf-8", newline="") as out:
+            yield _Text(form, lambda lines: out.write(f"{lines}\n"))
 
 
 def _parquet(binary: IO[bytes]) -> Any:
