@@ -100,7 +100,8 @@ def audit_teams(
     `most_mb`: the most that all devices ever held together, where they have become smaller.
     """
     pool: Any = client.hgetall(keys.pool)
-    capacity_mb = sum(int(d["total_mb"]) - int(d["system_mb"]) for d in devices.values())
+    whole = [d for d in devices.values() if d.get("divided") != "1"]  # else its parts count
+    capacity_mb = sum(int(d["total_mb"]) - int(d["system_mb"]) for d in whole)
     assert int(pool.get("capacity_mb", 0)) == capacity_mb, "S2: capacity"
     lines: Any = client.hgetall(f"{keys.base}:teams")
     teams = {name: team_line(line) for name, line in lines.items()}

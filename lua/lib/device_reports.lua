@@ -87,65 +87,6 @@ function broker.reported_device(i)
   return said, next_at
 end
 
--- What could ever be had of this model, and on which hosts: written from the zsets themselves, so
--- it cannot drift.
-local function settle_model(model, on)
-  local top = call('ZRANGE', prefix .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
-  if top[1] then call('ZADD', prefix .. 'models', top[2], model) else call('ZREM',
-    prefix .. 'models', model) end
-  local devices = call('ZCARD', prefix .. 'fits:host/' .. on .. '/' .. model)
-  if devices > 0 then
-    call('ZADD', prefix .. 'hosts:' .. model, devices, on)
-  else
-    call('ZREM', prefix .. 'hosts:' .. model, on)
-  end
-end
-
-local function each_fits(d, write)
-  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model,
-    'host/' .. d.host .. '/' .. d.model }) do
-    write(prefix .. 'fits:' .. of)
-  end
-  settle_model(d.model, d.host)
-end
-
--- What all registered devices hold, in the pool's `capacity_mb`: teams lend by it.
-local function count_capacity(d, before_mb)
-  local mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
-  if mb + 0 ~= before_mb + 0 then
-    call('HINCRBY', POOL, 'capacity_mb', text(mb - before_mb))
-  end
-end
-
--- What the devices hold that are registered in a pool whose own hash is gone: in a new one none.
-function broker.registered_mb()
-  local sum = 0
-  for i, mb in ipairs(call('ZRANGE', prefix .. 'fits:*', '0', '-1', 'WITHSCORES')) do
-    sum = sum + (i % 2 == 0 and mb or 0)
-  end
-  return text(sum)
-end
-
-local function register(d)
-  local before_mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
-  call('SADD', prefix .. 'devices:' .. d.host, d.uuid)
-  each_fits(d, function(key) call('ZADD', key, d.total_mb - d.system_mb, d.uuid) end)
-  count_capacity(d, before_mb)
-end
-
--- Out of everything that knows it under the host and model it had.
-function broker.unregister(d)
-  local state = d.state
-  d.state = 'moving'
-  broker.index(d)
-  broker.flush()
-  d.state = state
-  local before_mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
-  call('SREM', prefix .. 'devices:' .. d.host, d.uuid)
-  each_fits(d, function(key) call('ZREM', key, d.uuid) end)
-  count_capacity(d, before_mb)
-end
-
 local function new_device(uuid, host)
   call('HSET', prefix .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model',
     'unknown', 'total_mb', '0', 'system_mb', '0', 'state', 'unknown', 'leased_mb', '0',
@@ -155,7 +96,8 @@ local function new_device(uuid, host)
 end
 
 -- What is read of a device beside what placement needs.
-local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine' }
+local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine',
+  'divided' }
 for i = 1, #broker.FINDINGS do BESIDES[#BESIDES + 1] = broker.FINDINGS[i] end
 
 -- A device, and those fields by name.
@@ -177,7 +119,7 @@ function broker.quiet(host, said, sampled_ms)
   local on, state, leased_mb, withheld_mb, unleased_mb, newest_ms, raised_mb = unpack(call('HMGET',
     key, 'host', 'state', 'leased_mb', 'withheld_mb', 'unleased_mb', 'sampled_ms', 'raised_mb'))
   if on ~= host or state ~= said.state or withheld_mb ~= '0' or (raised_mb or '0') ~= '0'
-    or (newest_ms or 0) + 0 > sampled_ms then
+    or state == 'mig' or (newest_ms or 0) + 0 > sampled_ms then
     return false
   end
   local used_mb, mb = tonumber(said.used_mb), unleased_mb + 0
@@ -218,17 +160,21 @@ function broker.accept(host, said, sampled_ms, over)
   d.system_mb = tonumber(said.system_mb) or d.system_mb
   d.one_lease, d.parent = said.one_lease or d.one_lease, said.parent or d.parent
   d.idle_unleased_mb = tonumber(said.idle_unleased_mb) or d.idle_unleased_mb
+  local was_divided = was.divided == '1'
+  local divided = d.state == 'mig' or was_divided and d.state ~= 'ok'
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
-  if said.listed ~= '0' then
-    fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(ctx.now)
-  end
+  local n = #fields
+  if said.listed ~= '0' then fields[n + 1], fields[n + 2], n = 'listed_ms', text(ctx.now), n + 2 end
+  if divided ~= was_divided then fields[n + 1], fields[n + 2] = 'divided', divided and '1' or '0' end
   broker.settle_unleased(d, said, sampled_ms, {
     withheld_at_ms = (was.withheld_at_ms or 0) + 0, newest_ms = (was.sampled_ms or 0) + 0,
     cooled_at_ms = (was.cooled_at_ms or 0) + 0, raised_mb = (was.raised_mb or 0) + 0,
   }, fields)
   call('HSET', prefix .. 'device:' .. d.uuid, unpack(fields))
-  if not known or elsewhere or capacity ~= d.total_mb - d.system_mb then register(d) end
+  if not known or elsewhere or divided ~= was_divided or capacity ~= d.total_mb - d.system_mb then
+    broker.register(d, was_divided and not elsewhere, divided)
+  end
   broker.index(d)
   broker.compare(d, said, was)
   broker.note(d, said, was.quarantine or '')

@@ -170,6 +170,49 @@ def test_borrowed_memory_ends_at_what_others_lend(pool: Pool) -> None:
     audit(pool.redis, pool.keys)
 
 
+def test_divided_gpu_adds_nothing_to_what_others_lend(pool: Pool) -> None:
+    """Its parts are the memory; it counts again once it is whole, and not while it is lost."""
+
+    def capacity_mb() -> int:
+        audit(pool.redis, pool.keys)
+        return int(pool.hash("pool")["capacity_mb"])
+
+    parts = [device(f"mig-{n}", 4000, model="MIG", parent="gpu-a") for n in range(2)]
+    pool.report((device("gpu-a", 9000, state="mig"), *parts), deadline_ms=DAY_MS)
+    assert capacity_mb() == 8000
+    pool.set_teams(a="nominal_mb=4000 lend_mb=0", b="weight=1")
+    granted(pool.acquire(token("1"), "b1", team="b", memory_mb=4000))
+    refused = said(pool.acquire(token("2"), "b2", team="b", memory_mb=4000))
+    assert refused == ["REFUSED", "agent_cap", "team b"]
+    granted(pool.acquire(token("3"), "a1", team="a", memory_mb=4000))
+    for state in ("lost", "error", "mig"):
+        pool.report((device("gpu-a", 9000, state=state), *parts), deadline_ms=DAY_MS)
+        assert capacity_mb() == 8000, state
+    pool.report((device("gpu-a", 9500, state="mig"), *parts), host="h2", deadline_ms=DAY_MS)
+    assert capacity_mb() == 8000, "the card was moved"
+    pool.release(token("1"))
+    pool.release(token("3"))
+    for part in parts:
+        pool.forget(part[0])
+    pool.report((device("gpu-a", 9500),), host="h2", deadline_ms=DAY_MS)
+    assert capacity_mb() == 9500
+    pool.report((device("gpu-a", 9500, state="lost"),), host="h2", deadline_ms=DAY_MS)
+    assert capacity_mb() == 9500
+    pool.report((device("gpu-a", 9500, state="mig"),), host="h2", deadline_ms=DAY_MS)
+    assert capacity_mb() == 0
+    pool.forget("gpu-a")
+    assert capacity_mb() == 0
+
+
+def test_divided_gpu_that_an_older_version_counted_is_counted_right(pool: Pool) -> None:
+    """With its next report, also one of which nothing is new."""
+    pool.report((device("gpu-a", 9000, state="mig"),), deadline_ms=DAY_MS)
+    pool.redis.hdel(f"{pool.keys.base}:device:gpu-a", "divided")
+    pool.redis.hset(pool.keys.pool, "capacity_mb", 9000)
+    pool.report((("gpu-a", {"state": "mig", "used_mb": 0, "same": 1}),), deadline_ms=DAY_MS)
+    assert pool.hash("pool")["capacity_mb"] == "0"
+
+
 def test_own_quota_comes_before_borrowers(eight: Pool) -> None:
     """A head within its team's nominal quota goes first, though it came last."""
     eight.set_teams(a="nominal_mb=4000", b="nominal_mb=2000")
