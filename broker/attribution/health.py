@@ -53,6 +53,12 @@ class Health:
         self._standing: dict[str, str] = {}  # the driver's complaint, while it stands
         # complaint in spite of which an operator lends the device
         self._lifted: dict[str, str] = {}
+        self._said: dict[str, str] = {}  # complaint for which the last report withholds it
+
+    def told(self) -> None:
+        """Note that the pool has the last verdicts: from now on an operator may lift them."""
+        self._standing |= self._said
+        self._said = {}
 
     def judge(
         self,
@@ -72,6 +78,7 @@ class Health:
         actions = actions_of(device.xids, overrides, whole.recovery_action)
         before = known.quarantine if known else ""
         standing = _standing(whole, driver)
+        self._said.pop(device.uuid, None)
         if standing[0] or not self._untold(device.uuid, whole):
             self._watch(device.uuid, standing[0], before)
         cause, action = self._cause(device, whole, actions, overrides, standing)
@@ -81,6 +88,8 @@ class Health:
         quarantine = before
         if cause and not (before.endswith(HELD) and action == "probe"):
             quarantine = cause + (HELD if action == "hold" else PROBED)
+            if cause == standing[0]:
+                self._said[device.uuid] = cause
             if not before:
                 log.warning("%s is withheld: %s", device.uuid, quarantine)
         elif before.endswith(PROBED) and self._clean(device, whole, now):

@@ -115,6 +115,7 @@ class ReportBuilder:
     def told(self) -> None:
         """Note that the pool has the last report."""
         self._use.told()
+        self._health.told()
 
     def reckon(self, look: HostSample, holders: Holders, pool: PoolStatus) -> HostReport:
         """Return the report of a look, with the leases and processes to end."""

@@ -130,8 +130,8 @@ function broker.barred(q, ttl_ms)
   end
 end
 
--- What a renewal adds, ms: as asked, but no longer than both what the lease was granted with and what
--- its team's requests may ask for; 0 = no expiry.
+-- What a renewal adds, ms: as asked, but no longer than both what the lease was granted with and
+-- what its team's requests may ask for; 0 = no expiry.
 function broker.renewal_ttl(asked_ms, granted_ms, team)
   local most_ms = broker.team_policy(team).max_ttl_ms
   if most_ms == 0 or granted_ms == 0 then return asked_ms end

@@ -1,5 +1,5 @@
--- device_index: which devices there are, under their hosts and models. Only report, forget and reap need
--- this file.
+-- device_index: which devices there are, under their hosts and models. Only report, forget and reap
+-- need this file.
 --
 --   devices:<host>   set of its devices
 --   fits:<of>        zset: device -> MiB that it could ever lend; of is *, host/<h>, model/<m>, or
@@ -28,9 +28,9 @@ local function each_fits(d, write)
   settle_model(d.model, d.host)
 end
 
--- `capacity_mb` of the pool is what all registered devices hold: teams lend by it. A divided GPU holds
--- nothing, its parts do, until it is whole again: `divided` of the device, which older versions do
--- not write.
+-- `capacity_mb` of the pool is what all registered devices hold: teams lend by it. A divided GPU
+-- holds nothing, its parts do, until it is whole again: `divided` of the device, which older versions
+-- do not write.
 local function count_capacity(before_mb, mb)
   if mb ~= before_mb then call('HINCRBY', POOL, 'capacity_mb', text(mb - before_mb)) end
 end

@@ -324,6 +324,18 @@ def test_undrain_is_obeyed_through_looks_that_tell_nothing(
         assert one.judge(**about).state == "quarantined"
 
 
+@pytest.mark.parametrize("about", [{"rows_failed": True}, {"recovery_action": 2}])
+def test_undrain_before_the_next_look_is_obeyed(about: dict[str, Any]) -> None:
+    """The pool had the verdict; one that it did not hear of is said again."""
+    heard, unheard = Gpu(), Gpu()
+    for one in (heard, unheard):
+        assert one.judge(**about).state == "quarantined"
+        one.quarantine = ""
+    heard.health.told()
+    assert heard.judge(**about).state == "ok"
+    assert unheard.judge(**about).state == "quarantined"
+
+
 def test_memory_errors_are_not_forgotten_at_a_look_that_tells_nothing() -> None:
     """A GPU with such errors is the one that fails to answer; a code that comes then decides."""
     one, coded = Gpu(), Gpu()
