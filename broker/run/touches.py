@@ -57,6 +57,9 @@ OURS: Final = "gpu-broker"
 READ_BYTES: Final = 262_144
 """Most bytes of a script that are looked at."""
 
+_OPTION: Final = re.compile(r"-.*|[\w.]*=.*|\d[\d.]*[smhd]?")
+"""Options, assignments and times between a program and the one that it starts."""
+
 _IMPORT: Final = re.compile(
     r"(?:^|[;\n])\s*(?:import|from)\s+(" + "|".join(map(re.escape, LIBRARIES)) + r")\b"
 )
@@ -99,13 +102,17 @@ def _commands(line: str) -> Iterator[list[str]]:
 
 
 def _of_words(words: list[str], folder: Path, seen: set[Path]) -> str | None:
-    words = _without_prefix(words)
-    if not words:
-        return None
+    readings = (each for each in _without_prefix(words) if each)
+    return next((why for each in readings if (why := _of_command(each, folder, seen))), None)
+
+
+def _of_command(words: list[str], folder: Path, seen: set[Path]) -> str | None:
     program, rest = Path(words[0]).name, words[1:]
     if program in SHELLS:
         return _of_shell(rest, folder, seen)
-    if re.fullmatch(r"i?python[\d.]*|pytest", program):
+    if program == "pytest":
+        return _of_tests(rest, folder)
+    if re.fullmatch(r"i?python[\d.]*", program):
         return _of_python(rest, folder)
     return None if program == OURS else _of_program(program, rest)
 
@@ -113,23 +120,31 @@ def _of_words(words: list[str], folder: Path, seen: set[Path]) -> str | None:
 def _of_program(program: str, rest: list[str]) -> str | None:
     if program in PROGRAMS:
         return f"{program} computes on a GPU"
-    if found := next((w for w in rest if any(x in w for x in CONTAINERS.get(program, ()))), None):
-        return f"{program} hands a GPU to its container ({found})"
-    if found := next((w for w in rest if w.partition("=")[0] in TOOLS.get(program, ())), None):
-        return f"{program} {found} changes a GPU"
+    if marks := CONTAINERS.get(program):
+        found = next((word for word in rest if any(mark in word for mark in marks)), None)
+        return found and f"{program} hands a GPU to its container ({found})"
+    if changes := TOOLS.get(program):
+        found = next((word for word in rest if word.partition("=")[0] in changes), None)
+        return found and f"{program} {found} changes a GPU"
     return None
 
 
-def _without_prefix(words: list[str]) -> list[str]:
-    """Drop assignments, and programs that start the next one, with their options and numbers."""
-    rest = list(words)
-    while rest and "=" in rest[0].split("/")[0]:
+def _without_prefix(words: list[str]) -> Iterator[list[str]]:
+    """Yield the command behind assignments, and behind programs that start it with their options.
+
+    More than one, where the last option before it may have taken the next word.
+    """
+    rest, behind = list(words), False
+    while True:
+        last = ""
+        while rest and ("=" in rest[0].split("/")[0] or (behind and _OPTION.fullmatch(rest[0]))):
+            last = rest.pop(0)
+        if not rest or Path(rest[0]).name not in THROUGH:
+            yield list(rest)
+            if not rest[1:] or not last.startswith("-"):
+                return
+        behind = True
         rest.pop(0)
-    while rest and Path(rest[0]).name in THROUGH:
-        rest.pop(0)
-        while rest and re.fullmatch(r"-.*|[\w.]*=.*|\d[\d.]*[smhd]?", rest[0]):
-            rest.pop(0)
-    return rest
 
 
 def _of_shell(rest: list[str], folder: Path, seen: set[Path]) -> str | None:
@@ -145,16 +160,30 @@ def _of_shell(rest: list[str], folder: Path, seen: set[Path]) -> str | None:
 
 
 def _of_python(rest: list[str], folder: Path) -> str | None:
-    for at, word in enumerate(rest):
-        following = rest[at + 1] if at + 1 < len(rest) else ""
-        if word == "-c":
+    at = 0
+    while at < len(rest):
+        word, following = rest[at], rest[at + 1] if at + 1 < len(rest) else ""
+        if re.fullmatch(r"-[A-Za-z]*c", word):
             return _imports(following, "its code")
-        if word == "-m":
-            module = following.partition(".")[0]
-            return f"python -m {following} computes on a GPU" if module in LIBRARIES else None
+        if re.fullmatch(r"-[A-Za-z]*m", word):
+            return _of_module(following, rest[at + 2 :], folder)
         if not word.startswith("-"):
             return _imports(_text(folder, word), word)
+        at += 2 if re.fullmatch(r"-[A-Za-z]*[WX]|--check-hash-based-pycs", word) else 1
     return None
+
+
+def _of_module(module: str, rest: list[str], folder: Path) -> str | None:
+    if module == "pytest":
+        return _of_tests(rest, folder)
+    known = module.partition(".")[0] in LIBRARIES
+    return f"python -m {module} computes on a GPU" if known else None
+
+
+def _of_tests(rest: list[str], folder: Path) -> str | None:
+    """Judge the files that pytest is given; values of its options are none."""
+    files = (word.partition("::")[0] for word in rest if not word.startswith("-"))
+    return next((why for file in files if (why := _imports(_text(folder, file), file))), None)
 
 
 def _imports(text: str | None, name: str) -> str | None:

@@ -53,6 +53,15 @@ TOUCHES = [
     "python train.py",
     "uv run python ./train.py --epochs 3",
     "sh go.sh",
+    "python -W ignore train.py",
+    "python -uX dev train.py",
+    "python -uc 'import torch'",
+    "python -um torch.distributed.run x.py",
+    "pytest -k slow train.py::test_one",
+    "python -m pytest -m gpu train.py",
+    "sudo -u ann -g lab python train.py",
+    "env -u A nice -n 5 vllm serve m",
+    "uv run --with numpy python train.py",
     "echo 'not closed; vllm serve",
 ]
 FREE = [
@@ -66,6 +75,12 @@ FREE = [
     "docker run --rm image",
     "gpu-broker run --memory 8GiB -- python train.py",
     "python missing.py",
+    "python -W error plain.py",
+    "pytest -k torch plain.py",
+    "python -m pytest -p torch",
+    "sudo -u ann ls -l",
+    "sudo -u ann",
+    "env -u A " * 5000 + "ls",
     "",
 ]
 
