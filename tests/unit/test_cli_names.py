@@ -119,7 +119,7 @@ def test_letters_that_several_tokens_share_revoke_none(pool: TestBroker) -> None
 def test_letters_with_which_no_token_begins_say_where_tokens_are(
     pool: TestBroker, words: tuple[str, ...]
 ) -> None:
-    """As of a lease that has ended; fewer letters than eight are no beginning."""
+    """The lease may have ended; fewer letters than eight are no beginning."""
     unknown = on(pool, *(word.format("5a37a41f") for word in words))
     assert (unknown.returncode, "5a37a41f" in unknown.stderr) == (1, True)
     assert "gpu-broker leases" in unknown.stderr
@@ -128,7 +128,7 @@ def test_letters_with_which_no_token_begins_say_where_tokens_are(
 
 
 def test_release_looks_at_every_token_before_it_gives_one_back(pool: TestBroker) -> None:
-    """What it has given back is told, also beside letters with which none begins."""
+    """It tells what it has given back, also beside letters with which none begins."""
     names = ["shared-beginning-1", "shared-beginning-2", "one-of-its-own-kind"]
     for name in names:
         pool.client.acquire("a", memory_mb=1, token=name)

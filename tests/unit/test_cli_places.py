@@ -178,7 +178,7 @@ def test_closed_stdout_is_said(settings: dict[str, str], command: str) -> None:
 def test_closed_stdout_is_said_by_a_command_of_a_group(
     settings: dict[str, str], command: str
 ) -> None:
-    """As by the others that read."""
+    """The others that read say the same."""
     done = into(None, *command.split(), **settings)
     assert (done.returncode, "stdout is closed" in done.stderr) == (1, True)
 
@@ -246,7 +246,7 @@ def test_state_folder_that_no_url_can_name_is_said(tmp_path: Path, command: str)
 
 @pytest.mark.parametrize("command", ["status", "hooks list", "functions list", "policy get"])
 def test_store_that_is_away_brings_a_way_out(command: str) -> None:
-    """Of each group of commands; the exit code tells, too."""
+    """Each group of commands says it; the exit code tells, too."""
     done = subprocess.run(
         [PROGRAM, *command.split()], env=environment(REDIS_URL="redis://127.0.0.1:1"),
         capture_output=True, text=True, check=False, timeout=60,

@@ -315,7 +315,7 @@ def test_acquire_told_to_ask_again_reaps_all_and_asks_the_same() -> None:
 
 
 def test_acquire_in_a_queue_outlasts_the_loss_of_its_pool() -> None:
-    """Until the end of its wait; a request to a pool that never was there is refused at once."""
+    """Its wait has an end; a request to a pool that never was there is refused at once."""
     no_pool = Answer(["REFUSED", *FRAME, "not_ready", ""], 0.0)
     steps = protocol.acquire(REQUEST, until=local_now() + 0.5)
     next(steps)

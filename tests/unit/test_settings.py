@@ -166,7 +166,7 @@ def test_settings_listed_here_are_all_there_are() -> None:
 
 
 def test_key_in_a_file_is_told_as_the_file_alone() -> None:
-    """Where it comes from is to be seen, whether it can be read or not."""
+    """Its origin is to be seen, whether it can be read or not."""
     told = {s.name: (s.value, s.source) for s in sdk_settings_in_effect({KEY_IN: "/nowhere"})}
     assert told["GPU_BROKER_API_KEY"] == ("unset", "default")
     assert told[KEY_IN] == ("/nowhere", "environment")
