@@ -26,7 +26,8 @@ REST = (
     "events", "devices", "ledger", "teams", "model_sums", "quotas", "caps", "placement",
     "tombstones", "lease_end", "lease_use", "usage_sums", "usage", "data_loss", "unleased",
     "reaper", "queue", "reservations", "reservable", "offers", "victims", "preemption",
-    "scheduler", "findings", "names", "device_index", "device_reports", "forgetting", "recovery", "in_use",
+    "scheduler", "findings", "names", "device_index", "device_reports", "forgetting",
+    "recovery", "in_use",
 )  # fmt: skip
 """Other files of `lua/lib`, in the order of reading."""
 
