@@ -4,7 +4,8 @@
 --   devices:<host>   set of its devices
 --   fits:<of>        zset: device -> MiB that it could ever lend; of is *, host/<h>, model/<m>, or
 --                    host/<h>/<m>
---   models, hosts:<model>   what could ever be had of a model, and how many devices a host has of it
+--   models, hosts:<model>   what could ever be had of a model, and how many devices a host has of
+--                    it
 
 -- What could ever be had of this model, and on which hosts: written from the zsets themselves, so
 -- it cannot drift.
@@ -29,8 +30,8 @@ local function each_fits(d, write)
 end
 
 -- `capacity_mb` of the pool is what all registered devices hold: teams lend by it. A divided GPU
--- holds nothing, its parts do, until it is whole again: `divided` of the device, which older versions
--- do not write.
+-- holds nothing, its parts do, until it is whole again: `divided` of the device, which older
+-- versions do not write.
 local function count_capacity(before_mb, mb)
   if mb ~= before_mb then call('HINCRBY', POOL, 'capacity_mb', text(mb - before_mb)) end
 end

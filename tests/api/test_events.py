@@ -140,7 +140,7 @@ def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> 
     with following(broker, "/events?type=granted") as stream:
         token = broker.granted(min_memory_mb=300)["token"]
         stream.take(1)  # the broker has heard of it
-    with following(broker, "/events?after=1-1") as stream:
+    with following(broker, f"{OF_LEASES}&after=1-1") as stream:
         (reset,) = stream.take(1)
         assert reset.event == "reset"
         with own.connect() as store:
@@ -158,7 +158,7 @@ def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> 
 
 def test_snapshot_on_demand(broker: Broker) -> None:
     """For who wants to begin with what there is."""
-    with following(broker, "/events?snapshot=true") as stream:
+    with following(broker, f"{OF_LEASES}&snapshot=true") as stream:
         (reset,) = stream.take(1)
         assert reset.event == "reset"
         lease_and_release(broker)
@@ -179,7 +179,7 @@ def test_bad_ids_and_filters_are_told(broker: Broker) -> None:
 @pytest.mark.parametrize("seen", ["12", "undefined", "1-1-1", "9" * 30 + "-0", "-"])
 def test_id_of_another_stream_is_a_gap(broker: Broker, seen: str) -> None:
     """An EventSource sends what it was told last at this URL, and gives up for good at a 4xx."""
-    with following(broker, Last_Event_ID=seen) as stream:
+    with following(broker, OF_LEASES, Last_Event_ID=seen) as stream:
         assert stream.take(1)[0].event == "reset"
         lease_and_release(broker)
         assert [m.event for m in stream.take(2)] == ["granted", "released"]
@@ -447,9 +447,8 @@ def test_keys_tokens_and_the_end_of_a_key(own: Server, tmp_path: Path) -> None:
     settings = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}
     with Broker(**settings) as broker:
         broker.wait()
-        seen = {}
+        path, seen = "/events?type=granted", {}
         for key in (viewer, operator):
-            path = "/events?type=granted"  # a busy machine's reports may be late: host_away
             with following(broker, path, Authorization=f"Bearer {key}") as stream:
                 got = broker.http.post(
                     "/lease",
@@ -462,7 +461,7 @@ def test_keys_tokens_and_the_end_of_a_key(own: Server, tmp_path: Path) -> None:
         assert told == f"{got['token'][:8]}…{got['fence']}"
         told, got = seen[operator]
         assert told == got["token"]
-        with following(broker, Authorization=f"Bearer {viewer}", silent_s=15) as stream:
+        with following(broker, path, Authorization=f"Bearer {viewer}", silent_s=15) as stream:
             lines = file.read_text().splitlines()
             file.write_text("\n".join(x for x in lines if not x.startswith("viewer")) + "\n")
             assert list(stream) == []

@@ -316,7 +316,7 @@ class Model(Favours):
         return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), ",".join(told)]
 
     def renewal_ttl(self, e: Entry, asked_ms: int | None) -> int:
-        """As asked, no longer than as granted and than its team may ask for; 0: endless."""
+        """Return what is asked, no longer than as granted and than its team may ask for."""
         granted_ms, most_ms = e.ask.ttl_ms, self.team(e.ask.team).max_ttl_s * 1000
         if asked_ms is None or not granted_ms or not most_ms:
             return granted_ms if asked_ms is None else asked_ms
