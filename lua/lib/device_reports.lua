@@ -168,7 +168,9 @@ function broker.accept(host, said, sampled_ms, over)
   if said.listed ~= '0' then
     fields[n + 1], fields[n + 2], n = 'listed_ms', text(ctx.now), n + 2
   end
-  if divided ~= was_divided then fields[n + 1], fields[n + 2] = 'divided', divided and '1' or '0' end
+  if divided ~= was_divided then
+    fields[n + 1], fields[n + 2] = 'divided', divided and '1' or '0'
+  end
   broker.settle_unleased(d, said, sampled_ms, {
     withheld_at_ms = (was.withheld_at_ms or 0) + 0, newest_ms = (was.sampled_ms or 0) + 0,
     cooled_at_ms = (was.cooled_at_ms or 0) + 0, raised_mb = (was.raised_mb or 0) + 0,
