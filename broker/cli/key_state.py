@@ -21,6 +21,9 @@ READABLE: Final = (
 )
 
 
+ANEW: Final = "make one: gpu-broker keys new NAME"
+
+
 def key_state() -> tuple[str, list[Diagnosis]]:
     """Return a summary of the keys here, with findings about a broker that cannot use its file."""
     path = key_file()
@@ -36,6 +39,10 @@ def key_state() -> tuple[str, list[Diagnosis]]:
         way_out = READABLE if there else GONE.format(path=path)
         findings.append(Diagnosis(f"the broker at {url} refuses every key: {said}", way_out))
     if there:
+        if said and not found and not findings:
+            findings.append(
+                Diagnosis(f"{path} has no key, and the broker at {url} asks for one", ANEW)
+            )
         return f"{len(found)} in {path}", findings
     if said:
         return f"none in {path}; the broker at {url} asks for keys", findings

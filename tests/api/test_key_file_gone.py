@@ -70,6 +70,23 @@ def test_doctor_of_who_has_no_keys_says_that_the_broker_asks_for_some(
         assert key not in doctor.stdout
 
 
+def test_doctor_finds_a_key_file_without_a_key(server: Server, tmp_path: Path) -> None:
+    """Every request is refused: nothing else says why."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    settings = GRANTING | {"REDIS_URL": server.url, "GPU_BROKER_POOL": "keyless"}
+    settings |= {"GPU_BROKER_KEYS_FILE": str(file)}
+    with Broker(**settings) as broker:
+        broker.wait()
+        settings |= {"GPU_ORCHESTRATOR_PORT": str(broker.port)}
+        assert "has no key" not in called("doctor", **settings).stdout
+        remove(file, "ann")
+        doctor = called("doctor", **settings)
+        assert doctor.returncode == 1
+        assert f"{file} has no key, and the broker at" in doctor.stdout
+        assert "gpu-broker keys new" in doctor.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_last_key_that_is_revoked_is_said(tmp_path: Path) -> None:
     """Removing the last key says what that means."""
