@@ -17,7 +17,7 @@
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
-local BACK_AT_ONCE = 4      -- capped waiters that come back when a party's sum falls
+local BACK_AT_ONCE, LAST_BACK = 4, 64   -- capped waiters that come back when a sum falls; to 0
 
 -- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be
 -- exact.
@@ -228,7 +228,7 @@ end
 local function recheck(a, most_mb, most_leases)
   local key = prefix .. 'capped:' .. a.name
   local room_mb = broker.room_of(a, most_mb, most_leases)
-  for _ = 1, BACK_AT_ONCE do
+  for _ = 1, a.leases > 0 and BACK_AT_ONCE or LAST_BACK do   -- no other fall comes after its last
     local token = call('ZRANGE', key, '0', '0')[1]
     if not token then return end
     local w = queue.read(token)

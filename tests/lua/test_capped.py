@@ -45,6 +45,20 @@ def test_head_that_reaches_its_cap_while_it_waits_is_capped(pool: Pool) -> None:
     assert wait(pool, "two", **ANN | {"memory_mb": 600}) == ["WAITING", -1]
 
 
+def test_last_end_of_an_agent_brings_all_back_that_fit(pool: Pool) -> None:
+    """No later end would: each would wait for its own poll, beside a device that is free."""
+    pool.report((device("gpu-a", 2000),), deadline_ms=DAY_MS)
+    pool.policy(max_memory_per_agent_mb=1000)
+    granted(pool.acquire(token("anns"), "ann", memory_mb=1000, ttl_ms=0))
+    for n in range(8):
+        assert wait(pool, f"ann-{n}", **ANN | {"memory_mb": 150}) == ["WAITING", -1]
+    pool.release(token("anns"))
+    pool.reap_all()  # one script offers no more than some
+    states = [state(pool, f"ann-{n}") for n in range(8)]
+    assert states == ["offered"] * 6 + ["waiting"] * 2
+    audit(pool.redis, pool.keys)
+
+
 def test_capped_waiter_comes_back_with_its_rank(pool: Pool) -> None:
     """Its rank stands before those of later waiters when the agent's sum falls."""
     at_cap(pool)

@@ -16,6 +16,7 @@ from tests.model.entries import (
     DAY_US,
     DONE_MS,
     FAILOVER_MS,
+    LAST_BACK,
     LEAP_MS,
     LOOK_MS,
     MOST_LEAPS,
@@ -115,6 +116,7 @@ class Ledger(Parties):
     capped_now: int = 0
     lending: bool = False
     held_back_once: set[str] = field(default_factory=set)
+    capped_once: dict[str, set[str]] = field(default_factory=dict)
 
     def copy(self) -> Self:
         """The same pool, to go another way."""
@@ -134,7 +136,7 @@ class Ledger(Parties):
         """Read the clock. The refusal when there is no pool."""
         self.more = self.offers_made = self.capped_now = 0
         self.lending = False
-        self.held_back_once, self.paused = set(), False
+        self.held_back_once, self.capped_once, self.paused = set(), {}, False
         if not self.exists:
             return ["REFUSED", "not_ready", ""]
         last, now = self.now, self.raw_us // 1000 + self.offset_ms
@@ -305,7 +307,8 @@ class Ledger(Parties):
         for party in self.cap_names(gone):
             mine = [e for e in self.entries.values() if e.capped == party]
             room_mb = self.left(party) if mine else 0
-            for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
+            most = BACK_AT_ONCE if self.party(party.partition("#")[0]).leases else LAST_BACK
+            for e in sorted(mine, key=lambda e: (e.rank, e.token))[:most]:
                 room_mb -= e.memory_mb * e.ask.devices
                 if room_mb < 0:
                     break

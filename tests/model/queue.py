@@ -217,6 +217,9 @@ class Queue(Preemption):
         for e in caps:
             self.set_capped(e)
             self.capped_now += 1
+            self.capped_once[e.token] = set()
+        for token in self.capped_once.keys() & self.entries.keys():
+            self.capped_once[token].add(self.least(self.entries[token])[1])
         if caps:
             self.set_heads_capped()
 
