@@ -136,6 +136,7 @@ class Seen:
         self.early: list[str] = []
         self.offered: list[str] = []
         self.gave_up: set[str] = set()
+        self.reserved: dict[str, tuple[str, ...]] = {}
         self.preempting: tuple[str, ...] = ()
         self.cleared: tuple[str, ...] = ()
         self.given: dict[str, tuple[str, ...]] = {}
@@ -153,6 +154,8 @@ class Seen:
         self.offered, self.given, own = [], {}, 0
         self.preempting = self.cleared = ()
         self.gave_up = {e["token"] for e in events if e["event"] == "reservation_ended"}
+        kept = (e for e in events if e["event"] == "reserved")
+        self.reserved = {e["token"]: tuple(e["devices"].split(",")) for e in kept}
         for number, event in enumerate(events):
             noticed = event["event"] == "preempting" and event["for"] == named
             if noticed:
@@ -212,7 +215,7 @@ class Seen:
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
-            return options[0] if options else ()
+            return self.reserved.get(token, ())
         return self.rows[token].reserved
 
 
