@@ -63,7 +63,7 @@ def _asked(given: Any) -> LeaseOptions:
     ask: LeaseOptions = {"wait_s": given.wait}
     if given.memory:
         ask["memory"] = given.memory
-    if given.gpus:  # whole, and of any size unless one is named
+    if given.gpus is not None:  # whole, and of any size unless one is named
         ask |= {"devices": given.gpus, "exclusive": True, "memory": given.memory or "1MiB"}
     if given.host:
         ask["host"] = given.host

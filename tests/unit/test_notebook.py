@@ -69,8 +69,9 @@ def test_cell_that_fails_gives_its_lease_back_and_fails(pool: TestBroker) -> Non
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("--memory 2000MiB", "no registered device"), ("--memory much", "memory")],
-)
+    [("--memory 2000MiB", "no registered device"), ("--memory much", "memory"),
+     ("--gpus 0", "devices")],
+)  # fmt: skip
 def test_lease_that_is_not_had_is_said_in_one_line(pool: TestBroker, line: str, says: str) -> None:
     """The cell does not run."""
     [(success, error, seen)] = ran(pool, f"%%gpu {line}\nseen = 1")
