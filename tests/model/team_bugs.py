@@ -18,6 +18,7 @@ TEAM_BUGS = (
         "return asked_ms > 0 and asked_ms <= most_ms and asked_ms or most_ms",
         "return asked_ms",
         often="team",
+        seed=262,
     ),
     _bug(
         "a team's sum stays after the end of a lease",

@@ -103,6 +103,7 @@ def test_notice_that_is_shorter_than_the_time_between_renewals_is_told(pool: Tes
 
 def test_kept_lease_ends_when_its_notice_is_over(pool: TestBroker) -> None:
     """Q4: and not at its next renewal, which for a lease of two minutes is up to 15 s later."""
+    pool.client.set_policy(preempt_grace_s=PROMPT_S + 4)  # long enough to be told before
     with pool.client.lease("victim", memory_mb=900, preemptible=True, ttl_s=120) as lease:
         ask: dict[str, Any] = {"memory_mb": 900, "priority": 5, "host": "any"}
         got = pool.client.acquire("asker", wait_s=60, **ask)
