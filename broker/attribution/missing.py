@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from broker.devices import UNNAMED, DeviceSample
+from broker.devices import UNNAMED
 from broker.devices.last_known import Fault, quiet
 from broker.devices.smi.mig import UNTOLD
 
@@ -42,21 +42,5 @@ def with_missing(sample: Sample, missing: Mapping[str, DeviceStatus]) -> Sample:
         if not uuid.startswith(UNNAMED):
             of = status.parent if status.parent not in missing else missing[status.parent].index
             fault = faults.get(of if status.parent else status.index, other)
-            rows.append(quiet(_known(status), fault))
+            rows.append(quiet(status, fault))
     return replace(sample, devices=(*sample.devices, *rows))
-
-
-def _known(status: DeviceStatus) -> DeviceSample:
-    """Return what the pool knows of a device."""
-    return DeviceSample(
-        uuid=status.uuid,
-        index=status.index,
-        name=status.name,
-        model=status.model,
-        total_mb=status.total_mb,
-        system_mb=status.system_mb,
-        used_mb=None,
-        simulated=status.simulated,
-        parent=status.parent,
-        unified=status.unified,
-    )

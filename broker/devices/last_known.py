@@ -10,6 +10,8 @@ from broker.devices.sample import DeviceSample, State, label_of, system_mb_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent_sdk.state.devices import DeviceStatus
+
 
 UNNAMED: Final = "UNKNOWN-"
 """Beginning of the id of a GPU that the driver counts and cannot name."""
@@ -32,8 +34,8 @@ class Fault:
     gone: bool = False
 
 
-def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
-    """Return the device as last known, without any number that may have changed since."""
+def quiet(last: DeviceSample | DeviceStatus, fault: Fault) -> DeviceSample:
+    """Return the device as last known here, or by the pool, without what may have changed since."""
     return DeviceSample(
         uuid=last.uuid,
         index=last.index,
