@@ -282,16 +282,27 @@ class Pool:
             self.redis.delete(self.keys.done(token))
 
     def look(self, steps: Any) -> Any:
-        """The result of one of `agent_sdk.state.snapshot`'s readings."""
+        """The result of one of `agent_sdk.state.snapshot`'s readings, by the pool's own clock."""
         try:
             read = next(steps)
             while True:
                 pipe = self.redis.pipeline(transaction=False)
                 for command in read.commands:
                     pipe.execute_command(*command)
-                read = steps.send(Answer(pipe.execute(), 0.0))
+                frozen = self._frozen_time()
+                found = [
+                    frozen if frozen and command == ("TIME",) else answer
+                    for command, answer in zip(read.commands, pipe.execute(), strict=True)
+                ]
+                read = steps.send(Answer(found, 0.0))
         except StopIteration as done:
             return done.value
+
+    def _frozen_time(self) -> tuple[int, int] | None:
+        """The answer of TIME in a pool whose clock is stopped; None: it goes on."""
+        base = self.keys.base
+        frozen_us, skew_ms = self.redis.mget(f"{base}:test_frozen_us", f"{base}:test_skew_ms")
+        return frozen_us and divmod(int(frozen_us) + int(skew_ms or 0) * 1000, 1_000_000)
 
     def hash(self, name: str) -> dict[str, str]:
         row: Any = self.redis.hgetall(f"{self.keys.base}:{name}")

@@ -5,7 +5,7 @@ Each reading is of few keys, so that an event loop does other work between two o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.protocol.replies import of_known_form
@@ -158,6 +158,13 @@ def devices(
             if (host is None or each.host == host) and (state is None or each.state == state)
         ]
     return sorted(found)
+
+
+ShownState = Literal[
+    "ok", "drained", "away", "stopping", "lost", "error", "quarantined", "dirty", "mig",
+    "prohibited"
+]  # fmt: skip
+"""Words for a device's state, as lists can be limited to one."""
 
 
 def shown_state(state: str, *, drained: bool) -> str:

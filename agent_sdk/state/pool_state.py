@@ -89,9 +89,7 @@ class PoolState:
 
     def free_mb(self, device: DeviceStatus) -> int:
         """Return the MiB of a device for the next request, under the present policy."""
-        pool = self.pool
-        shut = pool.safe_mode or pool.now_ms < pool.closed_until_ms
-        return 0 if shut else device.free_for(shares=pool.allow_fractional_shares)
+        return self.pool.free_mb(device)
 
 
 def read(keys: Keys) -> Generator[Read, Answer, PoolState]:

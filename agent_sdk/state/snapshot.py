@@ -76,6 +76,15 @@ class PoolStatus(PolicyValues):
         """Number of living CPU leases."""
         return self._live("cpu_")
 
+    @property
+    def lends(self) -> bool:
+        """True if GPU leases are given: SAFE_MODE is off, and the pool not closed after a loss."""
+        return not self.safe_mode and self.now_ms >= self.closed_until_ms
+
+    def free_mb(self, device: DeviceStatus) -> int:
+        """Return the MiB of a device for the next request, under the present policy."""
+        return device.free_for(shares=self.allow_fractional_shares) if self.lends else 0
+
     def _live(self, kind: str) -> int:
         ended = sum(self.stats.get(kind + how, 0) for how in ENDS)
         return sum(self.stats.get(kind + how, 0) for how in ("granted", "recovered")) - ended

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import click
 
 from agent_sdk.keys import DEFAULT_TEAM
+from agent_sdk.state.lists import ShownState
 from broker.cli.complete import agents, hosts_and_devices, teams
 from broker.cli.names import target_of
 from broker.text.table import many
@@ -50,12 +51,19 @@ def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_state(*words: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option `--state` with these words; without any, every word is taken."""
-    return click.option(
+    """Return the option `--state` with these words."""
+    return click.option("--state", type=click.Choice(words), help="Only in this state.")
+
+
+def of_device_state(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option `--state` of lists of GPUs."""
+    option = click.option(
         "--state",
-        type=click.Choice(words) if words else None,
-        help="Only in this state." if words else "Only GPUs in this state: ok, drained, lost, ...",
+        type=click.Choice(get_args(ShownState)),
+        metavar="STATE",
+        help=f"Only GPUs in this state: {', '.join(get_args(ShownState))}.",
     )
+    return option(function)
 
 
 def limited(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

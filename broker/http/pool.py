@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 
 from agent_sdk.errors import BrokerUnavailable, OutcomeUnknown
 from agent_sdk.keys import HOST
+from agent_sdk.state.lists import ShownState
 from agent_sdk.state.queue import matches
 from broker.http.auth import Viewer, token_for
 from broker.http.document.described import DescribedRoute
@@ -40,14 +41,7 @@ router = APIRouter(responses=EVERYWHERE | MALFORMED, route_class=DescribedRoute,
 LAST: Final = "\U0010ffff"
 """Greater than every name."""
 
-State = Annotated[
-    Literal[
-        "ok", "drained", "away", "stopping", "lost", "error", "quarantined", "dirty", "mig",
-        "prohibited"
-    ]
-    | None,
-    Query(description="Only those in this state."),
-]  # fmt: skip
+State = Annotated[ShownState | None, Query(description="Only those in this state.")]
 
 Alive = Annotated[
     Literal["alive", "away"] | None, Query(description="Only those that report, or do not.")
@@ -120,7 +114,7 @@ class _Rows:
 
     def __init__(self, broker: Broker, pool: PoolStatus, *, whole: bool) -> None:
         self._broker = broker
-        self._shares = pool.allow_fractional_shares
+        self._pool = pool
         self._named = str if whole else lease_json.masked
         self._any = self._nvml = False
 
@@ -129,7 +123,7 @@ class _Rows:
         for part in parts_of(entries):
             devices = await self._broker.client.devices_of([each.uuid for each in part])
             for device in sorted(devices, key=lambda d: (d.host, d.index, d.uuid)):
-                row = device_json.row(device, self._named, shares=self._shares)
+                row = device_json.row(device, self._named, self._pool.free_mb(device))
                 self._any = True
                 self._nvml = self._nvml or device_json.enriched(row)
                 yield dumped(row)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from agent_sdk.state.lists import shown_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from agent_sdk.state.devices import DeviceStatus
 
@@ -30,14 +30,18 @@ class Sums:
 
     Args:
         devices: the first ones.
-        shares: the policy gives parts of a GPU.
+        free_mb: returns the MiB of a device for the next request.
 
     Attributes:
         leased_mb: leased on all of them.
     """
 
-    def __init__(self, devices: Iterable[DeviceStatus] = (), *, shares: bool = True) -> None:
-        self._shares = shares
+    def __init__(
+        self,
+        devices: Iterable[DeviceStatus] = (),
+        free_mb: Callable[[DeviceStatus], int] = operator.attrgetter("free_mb"),
+    ) -> None:
+        self._free_of = free_mb
         self.leased_mb = self._free_mb = 0
         self._memory: dict[str, MemorySums] = {}  # of those whose state is not `mig`
         self._all = MemorySums()  # of the same together
@@ -55,7 +59,7 @@ class Sums:
             self._parents.add(device.parent)
             self._add_telemetry(device)
             self._gpus.add(device.parent or device.uuid)
-            self._free_mb += device.free_for(shares=self._shares)
+            self._free_mb += self._free_of(device)
             self._states[shown_state(device.state, drained=device.drained)] += 1
             self._findings.update(finding.kind for finding in device.findings)
             if device.state != "mig":

@@ -166,7 +166,7 @@ class View:
     async def _sample(self) -> None:
         try:
             pool = await self._client.pool()
-            sums = Sums(shares=pool.allow_fractional_shares)
+            sums = Sums(free_mb=pool.free_mb)
             self.trends.begin(pool.now_ms)
             for part in parts_of(await self._client.device_list()):
                 devices = await self._client.devices_of([each.uuid for each in part])
@@ -182,7 +182,7 @@ class View:
 
     def _take_in(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
         """Take a reading into the history and the trends."""
-        self.sums = Sums(devices, shares=pool.allow_fractional_shares)
+        self.sums = Sums(devices, pool.free_mb)
         self._history.sample(pool, self.sums)
         self.trends.sample(pool.now_ms, devices)
 
@@ -253,10 +253,10 @@ class View:
         def named(token: str) -> str:
             return names.get(token) or lease_json.masked(token)
 
-        shares = scene.pool.allow_fractional_shares
         for uuid, device in scene.devices.items():
             known = touched is not None and uuid not in touched and uuid in shown["devices"]
-            rows["devices"][uuid] = {} if known else device_json.row(device, named, shares=shares)
+            free_mb = scene.free_mb(device)
+            rows["devices"][uuid] = {} if known else device_json.row(device, named, free_mb)
             made = await _breathe(made + (not known))
         for token, lease in scene.leases.items():
             name = lease_json.name_of(lease)

@@ -177,7 +177,7 @@ class Window:
         for each in entries:
             if each.uuid in devices:
                 rows["devices"][each.uuid] = device_json.row(
-                    devices[each.uuid], named, shares=pool.allow_fractional_shares
+                    devices[each.uuid], named, pool.free_mb(devices[each.uuid])
                 )
             await turns.pause()
         for lease in leases:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.snapshot import PoolStatus
     from broker.devices import Sample
     from broker.worker import WorkerPlace
 
@@ -126,7 +127,7 @@ class Metrics:
         """Yield the exposition in parts; an empty one is a pause in the work."""
         yield from map(_rendered, self._shared(seen, sample))
         if seen is not None:
-            yield from _of_devices(seen.devices, shares=seen.pool.allow_fractional_shares)
+            yield from _of_devices(seen.devices, seen.pool)
         yield generate_latest(self._counted())
 
     def _counted(self) -> CollectorRegistry:
@@ -182,7 +183,7 @@ def _rendered(family: Metric) -> bytes:
     return generate_latest(registry)
 
 
-def _of_devices(devices: Sequence[DeviceStatus], *, shares: bool) -> Iterator[bytes]:
+def _of_devices(devices: Sequence[DeviceStatus], pool: PoolStatus) -> Iterator[bytes]:
     """Yield the families of devices, each whole, as the format wants them; they are made in parts.
 
     A device and its parts are told of alike, whatever part of the work each falls into.
@@ -190,7 +191,7 @@ def _of_devices(devices: Sequence[DeviceStatus], *, shares: bool) -> Iterator[by
     counted = {device.uuid for device in counted_once(devices)}
     texts: dict[str, list[bytes]] = {}
     for start in range(0, max(1, len(devices)), PART):  # without any: the heads alone
-        for family in device_families(devices[start : start + PART], counted, shares=shares):
+        for family in device_families(devices[start : start + PART], counted, pool):
             text = _rendered(family)
             before = texts.setdefault(family.name, [])
             before.append(text.split(b"\n", HEAD_LINES)[-1] if before else text)

@@ -81,16 +81,16 @@ def pool_families(seen: PoolReading) -> Iterator[Metric]:
 
 
 def device_families(
-    devices: Sequence[DeviceStatus], counted: Container[str], *, shares: bool
+    devices: Sequence[DeviceStatus], counted: Container[str], pool: PoolStatus
 ) -> Iterator[Metric]:
     """Yield the families of some devices.
 
     Args:
         devices: the devices.
         counted: ids of the devices whose memory counts: a divided GPU has its parts.
-        shares: the policy gives parts of a GPU.
+        pool: its policy says what is free.
     """
-    yield from _devices(devices, counted, shares=shares)
+    yield from _devices(devices, counted, pool)
     yield from health_families(devices)
 
 
@@ -196,7 +196,7 @@ def _queue(pool: PoolStatus, oldest_ms: int | None) -> Iterator[Metric]:
 
 
 def _devices(
-    devices: Sequence[DeviceStatus], counted: Container[str], *, shares: bool
+    devices: Sequence[DeviceStatus], counted: Container[str], pool: PoolStatus
 ) -> Iterator[Metric]:
     info = GaugeMetricFamily(
         "gpu_broker_device_info", "1; joined by uuid.", labels=[*DEVICE, "name", "simulated"]
@@ -238,7 +238,7 @@ def _devices(
             "used": device.used_mb,
             "unleased": device.unleased_mb,
             "withheld": device.withheld_mb,
-            "free": device.free_for(shares=shares),
+            "free": pool.free_mb(device),
         }
         counts = device.total_mb > 0 and device.uuid in counted
         for name, mb in values.items():

@@ -20,14 +20,14 @@ NO_GPUS = (
 
 
 def row(
-    device: DeviceStatus, named: Callable[[str], str], *, shares: bool = True
+    device: DeviceStatus, named: Callable[[str], str], free_mb: int | None = None
 ) -> dict[str, Any]:
     """Return one row of `/gpu/info`; an unknown value is null, and never drops the row.
 
     Args:
         device: the device.
         named: cuts a lease's token to the part that may be shown.
-        shares: the policy gives parts of a GPU.
+        free_mb: MiB of it for the next request; None: where parts of a GPU are given.
     """
     said: dict[str, Any] = {
         "index": device.index,
@@ -44,7 +44,7 @@ def row(
         "simulated": device.simulated,
         "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
         "memory_reserved_mb": device.leased_mb,
-        "memory_free_mb": device.free_for(shares=shares),
+        "memory_free_mb": device.free_mb if free_mb is None else free_mb,
         "memory_left_mb": max(0, device.left_mb),
         "memory_withheld_mb": device.withheld_mb,
         "memory_foreign_mb": device.unleased_mb,

@@ -98,7 +98,7 @@ def test_leases_of_a_host_or_a_gpu(pool: TestBroker) -> None:
     for place in (pool.host, f"{pool.host}:{here}", uuid):
         assert [x["token"] for x in data(pool, "leases", "--host", place)["leases"]] == [held.token]
     assert data(pool, "leases", "--host", f"{pool.host}:{there}")["leases"] == []
-    assert on(pool, "leases", "--host", f"{pool.host}:{there}") == "no leases\n"
+    assert on(pool, "leases", "--host", f"{pool.host}:{there}") == "no such leases\n"
     assert "no host and no device" in on(pool, "leases", "--host", "nowhere", code=1)
 
 

@@ -81,6 +81,14 @@ def test_status_shows_the_part_that_is_asked_for(
     assert f"{len(want)} GPU" in text
 
 
+@pytest.mark.parametrize("command", ["status", "top", "leases", "hosts", "queue"])
+def test_state_that_there_is_none_of_is_refused(pool: TestBroker, command: str) -> None:
+    """With those that there are; it is no word that nothing matches."""
+    refused = on(pool, command, "--state", "drainde")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "'drainde' is not one of" in refused.stderr
+
+
 def test_status_of_a_part_tells_the_same_as_of_the_whole(pool: TestBroker) -> None:
     """Each device with all its fields, and sums of all that match, also beyond the limit."""
     whole = {d["uuid"]: d for d in found(pool, "status")["devices"]}

@@ -47,7 +47,10 @@ def test_queue_shows_who_waits(waiting: tuple[CliRunner, str]) -> None:
     assert words == [
         waiting[1], "analyst", "900", "MiB", "test-host", "0", "s", "next", "1", "full",
     ]  # fmt: skip
-    assert run(waiting[0], "queue", "--agent", "nobody") == (0, "no request waits\n")
+    assert run(waiting[0], "queue", "--agent", "nobody") == (
+        0,
+        "no such request waits; 1 other waits\n",
+    )
 
 
 def test_queue_says_why_also_when_no_device_is_the_reason() -> None:

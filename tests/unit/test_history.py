@@ -23,7 +23,7 @@ def event(at_ms: int, name: str, token: str, mb: int = 100) -> Event:
 def look(history: History, at_ms: int, leased_mb: int, busy: float | None = None) -> None:
     device = {"uuid": "GPU-0", "parent": "", "state": "ok", "drained": False, "findings": (),
               "total_mb": 1000, "system_mb": 0, "leased_mb": leased_mb,
-              "left_mb": 1000 - leased_mb, "free_for": lambda shares: 1000 - leased_mb,
+              "left_mb": 1000 - leased_mb, "free_mb": 1000 - leased_mb,
               "telemetry": {"utilization_gpu_pct": busy}}  # fmt: skip
     pool: Any = SimpleNamespace(now_ms=T0 + at_ms, waiting=2)
     history.sample(pool, Sums([SimpleNamespace(**device)]))  # type: ignore[list-item] # the fields that it reads

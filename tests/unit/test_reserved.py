@@ -168,17 +168,17 @@ def test_device_in_part_is_not_free_where_the_policy_gives_whole_ones(
         granted(pool.acquire(token("one"), memory_mb=100, ttl_ms=1000))
         pool.skew(2000 if beside == "withheld memory" else 0)
         pool.reap()
-    for shares in (1, 0):
-        pool.set_policy(allow_fractional_shares=shares)
+    for shares, safe in ((1, 0), (0, 0), (1, 1)):
+        pool.set_policy(allow_fractional_shares=shares, safe_mode=safe)
         devices = pool.look(snapshot.devices(pool.keys))
         status = pool.look(snapshot.pool(pool.keys))
         lines = Metrics().text(PoolReading(status, devices, (), None), None).decode().splitlines()
         (free,) = [x for x in lines if x.startswith("gpu_broker_device_memory_free_bytes{")]
         says = {
-            device_json.row(devices[0], str, shares=bool(shares))["memory_free_mb"] > 0,
-            Sums(devices, shares=bool(shares)).told()["free_mb"] > 0,
+            device_json.row(devices[0], str, status.free_mb(devices[0]))["memory_free_mb"] > 0,
+            Sums(devices, status.free_mb).told()["free_mb"] > 0,
             float(free.rpartition(" ")[2]) > 0,
-            pool.acquire(token(f"asks-{shares}"), memory_mb=1)[0] == "GRANTED",
+            pool.acquire(token(f"asks-{shares}-{safe}"), memory_mb=1)[0] == "GRANTED",
         }
-        assert says == {bool(shares)}
-        pool.release(token("asks-1"))
+        assert says == {shares and not safe}
+        pool.release(token("asks-1-0"))

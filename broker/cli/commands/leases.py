@@ -73,7 +73,8 @@ def leases(
     said = {x.token: of_lease(x, devices) for x in found}
     shows_team = in_teams((x.team for x in found), team)
     rows = [_row(x, now_ms, said[x.token], wide=wide, shows_team=shows_team) for x in found]
-    text = f"no leases{meant and f': {meant}'}"
+    such = "such " if agent or team or host or state else ""
+    text = f"no {such}leases{meant and f': {meant}'}"
     if rows:
         head = (*HEAD[:2], *(("TEAM",) if shows_team else ()), *HEAD[2:])
         text = table((*head, *MORE) if wide else head, rows)

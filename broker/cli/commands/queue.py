@@ -15,7 +15,7 @@ from broker.cli.filters import first, in_state, in_teams, limited, of_agent, of_
 from broker.cli.names import PREFIX
 from broker.cli.store import output_option, pool_client, show
 from broker.text.suggest import did_you_mean
-from broker.text.table import age, gib, screen_width, table
+from broker.text.table import age, gib, many, screen_width, table
 
 if TYPE_CHECKING:
     from agent_sdk.state.pool_state import PoolState, QueueStanding
@@ -94,16 +94,19 @@ def queue(
     ]
     head = (*HEAD[:2], *(("TEAM",) if shows_team else ()), *HEAD[2:], *(MORE if wide else ()))
     gives = [x + (x > 1 and shows_team) for x in (3, 1, 7, 2)]
-    text = (
-        table(head, rows, width=width, gives=gives)
-        if rows
-        else f"no request waits{meant and f': {meant}'}"
-    )
+    text = table(head, rows, width=width, gives=gives) if rows else _empty(scene, meant)
     if more := rest(len(matching), limit, "request", "requests"):
         text = f"{text}\n\n{more}"
     data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
     facts = {"now_ms": scene.pool.now_ms, "total": len(matching), "queue": data}
     show(output, text, facts, (x.token for x in found))
+
+
+def _empty(scene: PoolState, meant: str) -> str:
+    """Say that no request is shown, and how many the filters leave out."""
+    count = len(scene.waiters)
+    others = f"; {many(count, 'other waits', 'others wait')}" if count else ""
+    return f"no {'such ' if count else ''}request waits{others}{meant and f': {meant}'}"
 
 
 def _meant(agent: str, scene: PoolState) -> str:

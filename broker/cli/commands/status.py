@@ -11,7 +11,15 @@ from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.state.devices import counted_once
 from agent_sdk.state.findings import enforced, of_lease
 from agent_sdk.state.part import Wanted
-from broker.cli.filters import MOST_GPUS, in_state, limited, of_agent, of_team, on_host, place_of
+from broker.cli.filters import (
+    MOST_GPUS,
+    limited,
+    of_agent,
+    of_device_state,
+    of_team,
+    on_host,
+    place_of,
+)
 from broker.cli.host_words import notes_on_hosts
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
@@ -62,7 +70,7 @@ HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE
 @on_host
 @of_agent
 @of_team
-@in_state()
+@of_device_state
 @limited(f"Default {MOST_GPUS} GPUs for people, all for programs.")
 @output_option("wide", "name")
 def status(every_s: float | None, output: str, **asked: Any) -> None:

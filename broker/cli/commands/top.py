@@ -9,7 +9,7 @@ import click
 
 from agent_sdk.state.finding_kinds import KINDS
 from broker.cli.commands.status import DEFAULT, NOT_READY, look, pool_line
-from broker.cli.filters import MOST_GPUS, in_state, limited, of_agent, of_team, on_host
+from broker.cli.filters import MOST_GPUS, limited, of_agent, of_device_state, of_team, on_host
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.watch import watch
 from broker.text.screen import paint
@@ -62,7 +62,7 @@ class Row(NamedTuple):
 @on_host
 @of_agent
 @of_team
-@in_state()
+@of_device_state
 @limited(f"Default {MOST_GPUS} GPUs.")
 @output_option()
 def top(every_s: float, once: bool, sort: str, output: str, **asked: Any) -> None:
