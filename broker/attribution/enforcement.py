@@ -108,8 +108,7 @@ class ProcessKiller:
         except OSError as error:
             log.info("process %d cannot be ended: %s", program.pid, error.strerror)
             return None
-        now = self._system.look({program.pid}).get(program.pid)
-        if now is not None and now.start == program.start:
+        if self._system.lives(f"{program.pid}:{program.start}"):
             return handle
         os.close(handle)
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agent_sdk import evidence
+from broker.devices.bounded_call import BoundedCall
 from broker.devices.sample import text
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ INITIAL_NAMESPACE = 0xEFFFFFFC
 """Inode of the pid namespace that a Linux host starts with."""
 
 MOST_ANCESTORS = 64
+
+ENVIRON_S = 0.2
+"""Most seconds that an environment is waited for, once; hardly any takes a millisecond."""
 
 MOST_LETTERS = 32
 """Most letters of a passed-on name: any user may give a process any name."""
@@ -69,14 +73,18 @@ class _Entry:
     inner_pid: int
     name: str
     uid: int
-    token: str
 
 
 class Programs:
-    """Reader of processes under `proc`."""
+    """Reader of processes under `proc`.
+
+    The environment of a process that is stuck in its memory's lock does not end to be read: `look`,
+    which reads those of all, needs a thread of its own; the other calls wait `ENVIRON_S` at most.
+    """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
+        self._asked: dict[tuple[int, int], BoundedCall[str]] = {}
 
     def unseen(self, wanted: Visibility) -> str:
         """Return the reason for which a driver's pids cannot be found here; empty: they can."""
@@ -110,7 +118,7 @@ class Programs:
 
     def look(self, pids: Iterable[int]) -> dict[int, Program]:
         """Return those of these processes that live and are readable."""
-        known: dict[int, _Entry | None] = {}
+        known: dict[int, tuple[_Entry, str] | None] = {}
         found = {pid: self._program(pid, known) for pid in set(pids)}
         return {pid: program for pid, program in found.items() if program is not None}
 
@@ -142,7 +150,7 @@ class Programs:
         return entry is not None and entry.start == int(start)
 
     def evidence(self, pid: int, start: int, token: str) -> bool | None:
-        """Tell whether a process shows that it holds a lease; None: we may not look into it.
+        """Tell whether a process shows that it holds a lease; None: we cannot look into it.
 
         It does by the token in its environment or in the file that the SDK keeps open, which must
         be its own user's or root's: a descriptor can be handed to a process that did not ask.
@@ -150,8 +158,13 @@ class Programs:
         entry = self._read(pid)
         if entry is None or entry.start != start:
             return False
-        if entry.token == token:
+        shown = self._shown(pid, entry, token)
+        if shown:
             return True
+        named = self._named(pid, start)
+        return True if named == token else None if named is None else shown
+
+    def _shown(self, pid: int, entry: _Entry, token: str) -> bool | None:
         try:
             files = [*(self._proc / str(pid) / "fd").iterdir()]
         except PermissionError:
@@ -159,6 +172,17 @@ class Programs:
         except OSError:
             return False
         return any(_shows(file, token, {0, entry.uid}) for file in files)
+
+    def _named(self, pid: int, start: int) -> str | None:
+        """Return the token in a process's environment; None: it does not end to be read."""
+        call = self._asked.pop((pid, start), None)
+        new = call is None
+        call = call or BoundedCall(lambda: self._token(pid), "environ")
+        if call.answered_within(ENVIRON_S if new else 0):
+            return call.answer()
+        self._asked = {key: each for key, each in self._asked.items() if each.running}
+        self._asked[pid, start] = call
+        return None
 
     def adopts(self, holder: str, token: str, pid: int, process: str) -> bool:
         """Tell whether a lease's holder, as `pid:start`, shows that the lease is for a process.
@@ -173,35 +197,40 @@ class Programs:
         if not number.isdecimal() or not start.isdecimal():
             return False
         ours, theirs = self._read(int(number)), self._read(pid)
-        if ours is None or theirs is None or ours.uid not in {0, theirs.uid}:
+        if ours is None or ours.start != int(start):
             return False
-        return self.evidence(int(number), int(start), f"{token} {process}") is True
+        if theirs is None or ours.uid not in {0, theirs.uid}:
+            return False
+        return self._shown(int(number), ours, f"{token} {process}") is True
 
-    def _program(self, pid: int, known: dict[int, _Entry | None]) -> Program | None:
+    def _program(self, pid: int, known: dict[int, tuple[_Entry, str] | None]) -> Program | None:
         entries: list[_Entry] = []
+        tokens: list[str] = []
         pids: list[int] = []
         at = pid
         while at > 0 and len(pids) < MOST_ANCESTORS:
             if at not in known:
-                known[at] = self._read(at)
-            entry = known[at]
-            if entry is None:
+                entry = self._read(at)
+                known[at] = None if entry is None else (entry, self._token(at))
+            both = known[at]
+            if both is None:
                 break
-            entries.append(entry)
+            entries.append(both[0])
+            tokens.append(both[1])
             pids.append(at)
-            at = entry.parent
+            at = both[0].parent
         if not entries:
             return None
-        first, *above = entries
+        first = entries[0]
         return Program(
             pid,
             first.start,
             text(first.name)[:MOST_LETTERS],
             text(_user(first.uid))[:MOST_LETTERS],
-            first.token,
+            tokens[0],
             tuple(f"{entry.inner_pid}:{entry.start}" for entry in entries),
             tuple(pids),
-            frozenset(entry.token for entry in above) - {""},
+            frozenset(tokens[1:]) - {""},
         )
 
     def _read(self, pid: int) -> _Entry | None:
@@ -218,8 +247,7 @@ class Programs:
         name = stat[stat.find("(") + 1 : stat.rfind(")")]
         inner = said.get("NSpid", str(pid)).split()[-1]
         uid = said.get("Uid", "-1").split()[0]
-        token = self._token(pid)
-        return _Entry(int(words[STARTED]), int(words[1]), int(inner), name, int(uid), token)
+        return _Entry(int(words[STARTED]), int(words[1]), int(inner), name, int(uid))
 
     def _token(self, pid: int) -> str:
         with suppress(OSError):  # another user's, or ended

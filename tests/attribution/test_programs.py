@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from agent_sdk import evidence
 from agent_sdk.request import process_id
-from broker.attribution.processes import Programs
+from broker.attribution.processes import ENVIRON_S, Programs
 from broker.identity import PROC, start_of
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
@@ -67,6 +68,28 @@ def test_lives_is_said_of_the_very_process() -> None:
     assert not system.lives(f"{pid}:{int(start) + 1}")
     for odd in ("", pid, f"{pid}:", f":{start}", "x:y"):
         assert not system.lives(odd)
+
+
+def test_environment_that_does_not_end_to_be_read_holds_nothing_up(tmp_path: Path) -> None:
+    """One thread waits for it, however often it is asked for; what it says counts once it comes."""
+    folder, token = tmp_path / "4242", "3f0c7d3e-5c1f-4d0e-9a51-c1f2a7b1d002"
+    (folder / "fd").mkdir(parents=True)
+    for name in ("stat", "status"):
+        (folder / name).write_text((PROC / "self" / name).read_text())
+    os.mkfifo(folder / "environ")
+    system, start = Programs(tmp_path), int(process_id().partition(":")[2])
+    began = time.monotonic()
+    assert system.lives(f"4242:{start}")
+    assert not system.adopts(f"4242:{start}", token, 4242, f"4242:{start}")
+    assert time.monotonic() - began < ENVIRON_S
+    assert [system.evidence(4242, start, token) for _ in range(50)] == [None] * 50
+    assert time.monotonic() - began < 10 * ENVIRON_S
+    assert sum(thread.name == "environ" for thread in threading.enumerate()) == 1
+    (folder / "environ").write_bytes(b"A=1\0GPU_LEASE_TOKEN=%s\0" % token.encode())
+    until = time.monotonic() + 10
+    while (shown := system.evidence(4242, start, token)) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert shown is True
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -136,7 +159,7 @@ def test_unseen_says_that_other_users_processes_are_hidden(hidepid: str) -> None
     """Under ProtectProc=invisible with a user of its own they would all look gone."""
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; "
-        "from broker.attribution.processes import Programs; "
+        "from broker.attribution.processes import ENVIRON_S, Programs; "
         "print(Programs().unseen('host'))"
     )
     script = f"mount -t proc -o hidepid={hidepid} proc /proc && exec setpriv --reuid=33 --regid=33 "
