@@ -25,6 +25,12 @@ local COMMON = '^outcome=%l+ agent=(%S+) team=(%S+) owner=%S* devices=(%S*) gpus
   .. ' on ([^|]*|(.*))$'
 local SEEN = { 'known_ms', 'busy_ms', 'peak_mb', 'energy_mj' }
 local PEAKS = { 0.1, 0.25, 0.5, 0.75, 0.9, 1 }
+-- From so many fields of a key on, how a new one is named: names of each job would fill the store
+local OTHERS = {
+  who = { { from = 500, each = '^(%S+) %S+', as = '%1 (others)' },
+    { from = 1000, each = '^%S+ %S+', as = '(others) (others)' } },
+  where = { { from = 5000, each = '^[^|]*', as = '(others)' } },
+  teams = { { from = 500, each = '^.*$', as = '(others)' } } }
 local sums, whole = broker.sums, broker.whole_text
 
 -- What leases have in common whose lines have the same second half, or nil: it is none. `rates`:
@@ -158,10 +164,11 @@ local function fold(before_ms)
   end
   local all, sound = {}, true
   for day_ms, day in pairs(days) do
-    sound = sums.prepare(all, day.key, day.who, day_ms + DAY_MS) and sound
-    sound = sums.prepare(all, day.key .. ':hosts', day.where, day_ms + DAY_MS) and sound
+    local ends_ms = day_ms + DAY_MS
+    sound = sums.prepare(all, day.key, day.who, OTHERS.who, ends_ms) and sound
+    sound = sums.prepare(all, day.key .. ':hosts', day.where, OTHERS.where, ends_ms) and sound
   end
-  if ended[1] then sound = sums.prepare(all, total, teams) and sound end
+  if ended[1] then sound = sums.prepare(all, total, teams, OTHERS.teams) and sound end
 
   call('LTRIM', prefix .. 'ended', text(folded), '-1')
   for uuid, tokens in pairs(seen_of) do call('HDEL', prefix .. 'use:' .. uuid, unpack(tokens)) end

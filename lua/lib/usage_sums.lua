@@ -77,15 +77,54 @@ local function sums_text(line, of)
   return table.concat(out, ' ')
 end
 
+-- Add what is to be added to one field to what is to be added to another.
+local function join(into, of)
+  for i = 1, #SUMS do into[i] = into[i] + of[i] end
+  if of.hours then
+    into.hours = into.hours or {}
+    for hour, ms in pairs(of.hours) do into.hours[hour] = (into.hours[hour] or 0) + ms end
+  end
+end
+
+-- The name under which a new field of a key with so many is added: its own, or that of the others.
+local function name_in(field, count, others)
+  for i = #others, 1, -1 do
+    local of = others[i]
+    if count >= of.from then return (string.gsub(field, of.each, of.as)) end
+  end
+  return field
+end
+
+-- The fields, sorted, and what a key has in each. New ones of a full key are joined.
+local function read_fields(key, by_field, others)
+  local fields, joined, count = {}, false, nil
+  for field in pairs(by_field) do fields[#fields + 1] = field end
+  table.sort(fields)
+  local lines = call('HMGET', key, unpack(fields))
+  for i, field in ipairs(fields) do
+    if not lines[i] then
+      count = count or call('HLEN', key)
+      local name = name_in(field, count, others)
+      if name == field then
+        count = count + 1
+      else
+        join(sums.of(by_field, name), by_field[field])
+        by_field[field], joined = nil, true
+      end
+    end
+  end
+  if joined then return read_fields(key, by_field, others) end
+  return fields, lines
+end
+
 -- Add to `all` a key's fields as they are to be written, with what is to be added to them; they are
 -- read here. `ends_ms`: the end of the key's day. Is the key what it has to be?
-function sums.prepare(all, key, by_field, ends_ms)
-  local fields, set = {}, {}
-  for field in pairs(by_field) do fields[#fields + 1] = field end
-  local read, lines = pcall(call, 'HMGET', key, unpack(fields))
+function sums.prepare(all, key, by_field, others, ends_ms)
+  local read, fields, lines = pcall(read_fields, key, by_field, others)
   if not read then return false end
-  for i, line in ipairs(lines) do
-    set[2 * i - 1], set[2 * i] = fields[i], sums_text(line, by_field[fields[i]])
+  local set = {}
+  for i, field in ipairs(fields) do
+    set[2 * i - 1], set[2 * i] = field, sums_text(lines[i], by_field[field])
   end
   all[#all + 1] = { key = key, set = set, ends_ms = ends_ms }
   return true

@@ -320,3 +320,30 @@ def test_share_of_a_team_and_its_sums_are_one_truth(one: Pool) -> None:
         said_ms = numbers(one.hash("usage_total")[team])["mb_ms"]
         assert use == pytest.approx(said_ms / 1000, rel=1e-12)
         assert said_ms > 0
+
+
+def test_names_that_differ_with_each_job_fill_no_store(one: Pool) -> None:
+    """Beyond 500 of a day new agents count together in their team, beyond 1,000 teams too."""
+    for n in range(1530):
+        team = "nlp" if n < 510 else f"team-{n}"
+        granted(one.acquire(token(str(n)), f"job-{n}", team=team, memory_mb=1000, ttl_ms=0))
+        one.skew(10)
+        one.release(token(str(n)))
+        if n % 100 == 0:
+            let(one, LATE_MS)
+    for _ in range(20):
+        let(one, LATE_MS)
+    found = sums(one, "2027-02-28")
+    assert found["nlp job-0 m1"] == {"leases": 1, "held_ms": 10, "gpu_ms": 1, "mb_ms": 10_000}
+    own = {name for name in found if "(others)" not in name}
+    assert own == {f"nlp job-{n} m1" for n in range(499)}
+    assert found["nlp (others) m1"]["leases"] == 11
+    assert (len(found), found["(others) (others) m1"]["leases"]) == (1000, 1020 - 499)
+    for rows in (found, sums(one, "2027-02-28", ":hosts"), sums_of_teams(one)):
+        assert sum(row["leases"] for row in rows.values()) == 1530
+        assert sum(row["mb_ms"] for row in rows.values()) == 1530 * 10_000
+    assert len(sums_of_teams(one)) == 500
+
+
+def sums_of_teams(pool: Pool) -> dict[str, dict[str, int]]:
+    return {name: numbers(line) for name, line in pool.hash("usage_total").items()}
