@@ -1,10 +1,11 @@
 """Arrivals and deaths for as long as you like: sums stay exact, memory stays flat.
 
 Processes of agents lease, wait, renew and give back; some hold leases when they are killed, and
-others take their place. Every few seconds the server's memory and keys are counted; tombstones
-live 15 minutes, so memory is compared from 20 minutes on, and what is not a tombstone from the
-first minute on. At the end nobody is left, and the pool is audited: every sum is what the records
-say, and nothing is held.
+others take their place. Three teams share the devices: two have a quota, the third borrows, and
+what is lent is taken back with notice. Every few seconds the server's memory and keys are counted;
+tombstones live 15 minutes, so memory is compared from 20 minutes on, and what is not a tombstone
+from the first minute on. At the end nobody is left, and the pool is audited: every sum is what the
+records say, and nothing is held.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ import bench
 
 from agent_sdk import LeaseClient, LeaseError, Store
 from agent_sdk.protocol.lease import reap
+from agent_sdk.teams.policy import TeamPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.process import BaseProcess
+
+    from agent_sdk.policy import Policy
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -38,6 +42,13 @@ TTL_S = (1, 2, 3)
 DEATH_S, SAMPLE_S, REPORT_S, REAP_S = 1.5, 5.0, 2.0, 0.5
 TOMBSTONES_S, WARM_S, SETTLE_S = 1200.0, 60.0, 60.0
 """Seconds until tombstones come and go alike; until agents are at work; to clear a dead queue."""
+GPU_MB = 24_064
+TEAMS = {
+    "vision": TeamPolicy(nominal_mb=DEVICES // 2 * GPU_MB),
+    "speech": TeamPolicy(nominal_mb=DEVICES // 4 * GPU_MB),
+    "guests": TeamPolicy(),
+}
+PREEMPTION: Policy = {"reclaim_after_s": 1, "min_runtime_s": 1, "preempt_grace_s": 1}
 FLAT = 1.05
 """Factor by which the last tenth of the samples may be above the first that count."""
 
@@ -77,7 +88,7 @@ def agents(url: str, number: int) -> None:
     """Run a process of agents that never ends by itself."""
     client = LeaseClient(Store(url, 10.0), pool=bench.KEYS.pool_name, hostname=bench.HOST)
 
-    def one(agent: str) -> None:
+    def one(agent: str, team: str) -> None:
         dice = random.Random()
         while True:
             whole = dice.random() < 0.1  # noqa: PLR2004 - one in ten wants a whole device
@@ -85,7 +96,8 @@ def agents(url: str, number: int) -> None:
             try:
                 lease = client.acquire(
                     agent, memory_mb=dice.randrange(64, 8192), ttl_s=dice.choice(TTL_S),
-                    wait_s=dice.choice((0, 0.5, 5)), host="any", priority=dice.randrange(10), **ask,
+                    wait_s=dice.choice((0, 0.5, 5)), host="any", priority=dice.randrange(10),
+                    team=team, preemptible=dice.random() < 0.2, **ask,  # noqa: PLR2004 - one in five
                 )  # fmt: skip
                 if dice.random() < 0.3:  # noqa: PLR2004 - three in ten live longer than their ttl
                     client.keep(lease)
@@ -95,7 +107,11 @@ def agents(url: str, number: int) -> None:
             except LeaseError:
                 time.sleep(dice.expovariate(20))
 
-    threads = [threading.Thread(target=one, args=(f"agent-{number}-{n}",)) for n in range(THREADS)]
+    teams = list(TEAMS)
+    threads = [
+        threading.Thread(target=one, args=(f"agent-{number}-{n}", teams[n % len(teams)]))
+        for n in range(THREADS)
+    ]
     for thread in threads:
         thread.start()
 
@@ -173,6 +189,9 @@ def run(minutes: float) -> Results:
     """Return the whole soak."""
     with bench.running_store() as store:
         pool = bench.Pool(store, DEVICES)
+        with LeaseClient(store, pool=bench.KEYS.pool_name, hostname=bench.HOST) as operator:
+            operator.set_teams(TEAMS)
+            operator.set_policy(**PREEMPTION)
         keeping, began = Keeping(pool), time.monotonic()
         processes = [start(store.url, number) for number in range(AGENTS)]
         deaths, samples = 0, []
@@ -194,10 +213,11 @@ def run(minutes: float) -> Results:
             process.kill()
             process.join()
         exact = settled(pool, keeping)
-        stats = {name: int(count) for name, count in pool.redis.hgetall(bench.KEYS.stats).items()}
+        with LeaseClient(store, pool=bench.KEYS.pool_name, hostname=bench.HOST) as operator:
+            stats = operator.pool().stats
     ended = {
         name: stats.get(name, 0)
-        for name in ("released", "expired", "enqueued", "timed_out", "cancelled")
+        for name in ("released", "expired", "preempted", "enqueued", "timed_out", "cancelled")
     }
     return Results(
         minutes, stats.get("granted", 0), ended, deaths, tuple(samples),
