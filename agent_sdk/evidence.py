@@ -25,7 +25,7 @@ ADOPTS: Final = "gpu-broker-adopt"
 """Client of a lease that is for another process than its holder."""
 
 SLOTS: Final = 1024
-"""Most tokens that a process shows at once; the oldest give way."""
+"""Most tokens that a process shows at once; the oldest give way, last those that it holds."""
 
 
 class _Page:
@@ -43,11 +43,33 @@ class _Page:
         finally:
             os.close(handle)
         self._slots = itertools.count()
+        self._tokens = [""] * SLOTS
+        self._shown: set[str] = set()
+        self._held: set[str] = set()  # of those that are shown
 
     def add(self, token: str) -> None:
         """Add the evidence of a token."""
-        at = next(self._slots) % SLOTS * DIGEST_BYTES
+        for _ in range(SLOTS + 1):  # where all are held the oldest gives way
+            slot = next(self._slots) % SLOTS
+            old = self._tokens[slot]
+            if old not in self._held:
+                break
+        self._shown.discard(old)
+        self._held.discard(old)
+        self._tokens[slot] = token
+        self._shown.add(token)
+        at = slot * DIGEST_BYTES
         self._memory[at : at + DIGEST_BYTES] = digest(token)
+
+    def hold(self, token: str) -> None:
+        """Show a token, and let it give way to others only where all others are held too."""
+        if token not in self._shown:
+            self.add(token)
+        self._held.add(token)
+
+    def over(self, token: str) -> None:
+        """Let a token give way in its turn."""
+        self._held.discard(token)
 
 
 _pages: dict[str, _Page] = {}
@@ -61,11 +83,31 @@ def show(token: str) -> None:
     processes without a lease wherever a reporter can look into them.
     """
     try:
-        me = identity()
-        page = _pages.get(me) or _pages.setdefault(me, _Page())
+        page = _own_page()
         page.add(token)
     except (OSError, AttributeError):  # quicker than `suppress`, on the way of every lease
         pass
+
+
+def hold(token: str) -> None:
+    """Show that this process holds the lease of a token, however many others it asks for."""
+    try:
+        page = _own_page()
+        page.hold(token)
+    except (OSError, AttributeError):
+        pass
+
+
+def over(token: str) -> None:
+    """Note that this process no longer holds a lease: what shows it may give way."""
+    page = _pages.get(identity())
+    if page is not None:
+        page.over(token)
+
+
+def _own_page() -> _Page:
+    me = identity()
+    return _pages.get(me) or _pages.setdefault(me, _Page())
 
 
 def show_for(token: str, process: str) -> None:

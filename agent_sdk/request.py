@@ -304,10 +304,8 @@ class Acquisition:
             self.request = self.request._replace(wait_ms=wait_ms)
         try:
             giving = None if self.giving is None or self.giving.done else self.giving
-            return (
-                yield from acquire(
-                    self.request, self.until, keep_place=self._keep_place, giving=giving
-                )
+            grant = yield from acquire(
+                self.request, self.until, keep_place=self._keep_place, giving=giving
             )
         except NeverFits as error:
             if error.code != "never_fits":
@@ -316,6 +314,10 @@ class Acquisition:
             if not self._waits or local_now() < self.until:
                 raise
             raise in_time(error) from None
+        else:
+            if self.request.pid:
+                evidence.hold(grant.token)
+            return grant
         from agent_sdk.state.capacity import never_fits  # noqa: PLC0415 - rarely needed
 
         raise (yield from never_fits(keys, self.request))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk import evidence
 from agent_sdk.clock import local_now, sent_at
 from agent_sdk.engines.containers import container_label, runtime_args
 from agent_sdk.engines.environment import environment, settings_of
@@ -323,6 +324,7 @@ class HeldLease:
     def _let_go(self) -> None:
         """Refer to the client no more: a dropped one ends with the last lease that it keeps."""
         self._client = None
+        evidence.over(self.token)
 
     def lose(self, reason: str) -> None:
         """Mark it lost, and tell the waiters, once."""

@@ -16,7 +16,9 @@ import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, evidence
 from agent_sdk.fork import identity
+from agent_sdk.protocol.messages import new_token
 from agent_sdk.request import process_id
+from agent_sdk.testing import running_broker
 from broker.attribution.processes import Programs
 from tests.api.brokers import eventually
 from tests.attribution.machine import SLEEP, Machine
@@ -237,6 +239,39 @@ def test_descriptors_that_are_all_closed_hurt_no_file_that_comes_after(tmp_path:
     file = f"{tmp_path}/data"
     subprocess.run([sys.executable, "-c", code, file], check=True)
     assert os.stat(file).st_size == 0  # noqa: PTH116 - a name
+
+
+def test_held_lease_is_shown_however_many_others_come_and_go() -> None:
+    """Others are asked for, as many as a process shows; once it is given back it may give way."""
+
+    def shown(token: str) -> bool:
+        return evidence.shows(bytes(evidence._pages[identity()]._memory), token)
+
+    with running_broker(devices=1, memory_mb=1000) as broker:
+        held = broker.client.acquire("agent", memory_mb=10, ttl_s=600)
+        for _ in range(evidence.SLOTS):
+            evidence.show(new_token())
+        given = broker.client.acquire("agent", memory_mb=1)
+        broker.client.release(given)
+        for _ in range(evidence.SLOTS - 1):
+            evidence.show(new_token())
+        assert (shown(held.token), shown(given.token)) == (True, False)
+        broker.client.release(held)
+        for _ in range(evidence.SLOTS):
+            evidence.show(new_token())
+        assert not shown(held.token)
+
+
+def test_page_of_held_leases_alone_shows_the_newest() -> None:
+    """A program that drops its leases without a word cannot fill it for ever."""
+    page = evidence._Page()
+    tokens = [f"token-{n:04}-0123456789" for n in range(evidence.SLOTS + 3)]
+    for token in tokens:
+        page.hold(token)
+    content = bytes(page._memory)
+    assert [evidence.shows(content, token) for token in tokens[:4]] == [False, False, False, True]
+    page.hold(tokens[0])
+    assert evidence.shows(bytes(page._memory), tokens[0])
 
 
 def test_page_that_is_full_shows_the_newest() -> None:
