@@ -108,7 +108,7 @@ class _Daemon(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.asked.append(json.load(BytesIO(body)))  # type: ignore[attr-defined]
+        self.server.asked.append(json.load(BytesIO(body)))  # type: ignore[attr-defined] # the stub server
         self._answer(500, b'{"message": "noted"}')
 
     def _answer(self, code: int, body: bytes) -> None:
@@ -133,11 +133,11 @@ def docker_daemon(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     path = str(folder / "docker.sock")
     with ThreadingUnixStreamServer(path, _Daemon) as server:
         server.daemon_threads = True
-        server.asked = []  # type: ignore[attr-defined]
+        server.asked = []  # type: ignore[attr-defined] # the stub server
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield f"unix://{path}", server.asked  # type: ignore[attr-defined]
+            yield f"unix://{path}", server.asked  # type: ignore[attr-defined] # the stub server
         finally:
             server.shutdown()
             thread.join()

@@ -296,7 +296,7 @@ def test_it_is_readable_at_each_width(past: tuple[Broker, LeaseClient], tab: Ope
         page.page.set_viewport_size({"width": width, "height": 900})
         fits = "document.querySelector('.areas svg').getBoundingClientRect().width"
         room = "document.querySelector('.areas').clientWidth"
-        eventually(lambda: page.page.evaluate(f"Math.abs({fits} - {room}) < 1"), 5)  # noqa: B023
+        eventually(lambda: page.page.evaluate(f"Math.abs({fits} - {room}) < 1"), 5)  # noqa: B023 - called before the next width
         assert page.page.evaluate(CUT) == []
         assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

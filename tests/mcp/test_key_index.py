@@ -69,7 +69,7 @@ async def client(own: Server) -> AsyncIterator[AsyncLeaseClient]:
 def monitored(server: Server) -> Iterator[list[str]]:
     """The commands during a block, as MONITOR tells them."""
     told: list[str] = []
-    with server.connect() as redis, redis.monitor() as monitor:  # type: ignore[no-untyped-call]
+    with server.connect() as redis, redis.monitor() as monitor:  # type: ignore[no-untyped-call] # redis-py does not type it
 
         def listen() -> None:
             while told[-1:] != ["ECHO over"]:

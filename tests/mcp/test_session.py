@@ -146,7 +146,7 @@ async def test_client_that_listens_is_told_of_news_at_once(gpus: TestBroker) -> 
         uri = f"gpu://lease/{token}"
         async with client.listen(resource_subscriptions=[uri]) as news, asyncio.timeout(20):
             gpus.client.revoke(token, force=True, why="for the test")
-            assert (await anext(aiter(news))).uri == uri  # type: ignore[union-attr]
+            assert (await anext(aiter(news))).uri == uri  # type: ignore[union-attr] # the kind that is expected
         with pytest.raises(MCPError, match="revoked"):
             await client.read_resource(uri)
 
@@ -228,4 +228,4 @@ async def test_resources_show_pool_and_lease(gpus: TestBroker) -> None:
             (f"gpu://lease/{token}", "memory_mb", 600),
         ):
             (content,) = (await client.read_resource(uri)).contents
-            assert json.loads(content.text)[name] == value  # type: ignore[union-attr]
+            assert json.loads(content.text)[name] == value  # type: ignore[union-attr] # the kind that is expected

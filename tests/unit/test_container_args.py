@@ -95,7 +95,7 @@ def test_no_value_of_the_lease_stands_in_a_command_line() -> None:
 def test_unknown_runtime_is_refused() -> None:
     """With the names of those that there are."""
     with pytest.raises(BadRequest, match="'lxc' is none of docker, podman, apptainer, bwrap"):
-        lease().args("lxc")  # type: ignore[arg-type]
+        lease().args("lxc")  # type: ignore[arg-type] # a wrong word
 
 
 @pytest.mark.skipif(not shutil.which("docker"), reason="docker's client is not installed")

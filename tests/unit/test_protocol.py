@@ -182,7 +182,7 @@ def test_refusal_says_which_limit_and_the_way_out(code: str, detail: str) -> Non
     assert caught.value.code == code
     if isinstance(caught.value, errors.AgentCapExceeded):
         assert caught.value.party == (detail or "agent")
-        assert errors.in_time(caught.value).party == caught.value.party  # type: ignore[attr-defined]
+        assert errors.in_time(caught.value).party == caught.value.party  # type: ignore[attr-defined] # errors of this kind have it
     else:
         assert isinstance(caught.value, errors.TeamLimit)
         assert caught.value.limit == (detail if code == "team_limit" else "")

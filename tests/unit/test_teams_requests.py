@@ -99,7 +99,7 @@ def test_options_of_other_forms_are_refused_before_any_sending(
 ) -> None:
     """In the words of the option."""
     with pytest.raises(BadRequest, match=option):
-        client.acquire("a", memory_mb=100, **{option: value})  # type: ignore[arg-type]
+        client.acquire("a", memory_mb=100, **{option: value})  # type: ignore[arg-type] # wrong values
     assert client.leases() == ()
 
 

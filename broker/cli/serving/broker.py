@@ -112,7 +112,7 @@ def _answer(
 ) -> None:
     """Serve in this process."""
     # Most of the start's time, which a wrong start and the parent of workers do without.
-    from broker.app import build_app  # noqa: PLC0415
+    from broker.app import build_app  # noqa: PLC0415 - see above
 
     app = build_app(settings, worker)
     app.state.crowd = ConnectionLimits(room())

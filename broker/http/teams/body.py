@@ -28,7 +28,7 @@ ModelQuotaBody.__doc__ = with_meanings(
 ModelQuotaBody.__module__ = __name__
 
 _MODELS: Any = Annotated[
-    dict[str, ModelQuotaBody],  # type: ignore[valid-type]
+    dict[str, ModelQuotaBody],  # type: ignore[valid-type] # a class made at run time
     Field(
         max_length=MOST_MODELS,
         json_schema_extra={"propertyNames": {"pattern": f"^{MODEL.pattern}$"}},
