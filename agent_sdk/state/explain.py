@@ -233,7 +233,7 @@ def _explained(
         default=None,
         key=lambda end: end.ends_at_ms,
     )
-    estimate_s, basis = _estimate(wish, scene, ends, code, ahead_count)
+    estimate_s, basis = _estimate(wish, scene, ends, code, ahead_count, token)
     if waiter and waiter.preempt_at_ms is not None:
         estimate_s = max(0.0, (waiter.preempt_at_ms - scene.pool.now_ms) / 1000)
         basis = "the leases that are preempted for it end by then, or within a minute after"
@@ -316,6 +316,7 @@ def _estimate(
     ends: dict[str, list[End]],
     code: str,
     ahead_count: int,
+    token: str | None,
 ) -> tuple[float | None, str]:
     """Return the seconds until a grant, and the grounds of that."""
     if code == "fits":
@@ -325,7 +326,7 @@ def _estimate(
         return None, f"it hangs on {_whose(says)} own leases and on the policy: {says}"
     if code not in BY_DEVICES:
         return None, f"it does not depend on the end of a lease: {CODES[code].says}"
-    ready = placement.ready_at(wish, scene.devices.values(), scene.pool, ends)
+    ready = placement.ready_at(wish, scene.devices.values(), scene.pool, ends, token)
     if ready is None:
         return None, "no lease has an end that would free enough"
     at_ms, end = ready

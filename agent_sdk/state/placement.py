@@ -250,14 +250,15 @@ def ready_at(
     devices: Iterable[DeviceStatus],
     pool: PoolStatus,
     ends: dict[str, list[End]],
+    token: str | None = None,
 ) -> tuple[int, End] | None:
     """Return the time, ms, of enough free memory without new requests, and the decisive lease.
 
-    ends: device id -> the known ends of the leases on it.
+    ends: device id -> the known ends of the leases on it; token: that of a waiter.
     """
     found: list[tuple[int, End, DeviceStatus]] = []
     for device in devices:
-        after = _device_ready(wish, device, pool, ends.get(device.uuid, []))
+        after = _device_ready(wish, device, pool, ends.get(device.uuid, []), token)
         if after is not None:
             found.append((after.ends_at_ms, after, device))
     if not whole(wish, pool):
@@ -278,10 +279,14 @@ NOW: Final = End("", "", 0, 0, "now")
 
 
 def _device_ready(
-    wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, ends: list[End]
+    wish: PlacementRequest,
+    device: DeviceStatus,
+    pool: PoolStatus,
+    ends: list[End],
+    token: str | None,
 ) -> End | None:
     """Return the end after which the device fits; None: no known one."""
-    why = reason(wish, device, pool)
+    why = reason(wish, device, pool, token)
     if why == "fits":
         return NOW
     if why in ELSEWHERE or why in {"used_by_others", "reserved", "withheld"}:

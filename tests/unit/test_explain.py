@@ -227,6 +227,23 @@ def test_waiter_is_told_who_is_ahead_and_what_ends_first(pool: Pool) -> None:
     assert first.summary.startswith(STANDING["next"])
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_estimate_counts_what_is_reserved_for_the_waiter(pool: Pool, gpus: int) -> None:
+    """The leases there are those that it waits for; to others their ends say nothing."""
+    report(pool, *(device(f"gpu-{n}", index=n) for n in range(gpus)))
+    ask = {"memory_mb": 900, "devices": gpus}
+    for _ in range(gpus):
+        granted(pool.acquire(memory_mb=200, exclusive=1, ttl_ms=0, max_hold_ms=180_000))
+    for _ in range(12):
+        wait(pool, "large", **ask)
+        pool.skew(3000)
+    found = why(pool, "large")
+    assert found.reservation is not None
+    assert found.estimate_s == pytest.approx(180 - 36, abs=0.1)
+    assert "max_hold" in found.basis
+    assert asked(pool, memory_mb=800).estimate_s is None
+
+
 def test_estimate_needs_an_end(pool: Pool) -> None:
     """A lease without expiry, or what no end of a lease changes: nobody can know when."""
     report(pool, device("gpu-a"))
