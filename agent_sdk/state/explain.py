@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from agent_sdk.state.reservations import Reservation
     from agent_sdk.state.snapshot import LeaseStatus
 
+PRIORITY_US: Final = 60_000_000
+"""What a step of priority is worth in the queue, as in `lua/lib/queue.lua`."""
+
 SHOWN_AHEAD: Final = 20
 SHOWN_CHANGES: Final = 4
 
@@ -139,12 +142,14 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
     if barrier and not scene.pool.safe_mode:
         scene = yield from _with_leases(keys, scene, wish)
         return _barred(wish, scene, barrier)
-    waiting = len(_queue(wish.queue_id, scene))
+    waiting = _queue(wish.queue_id, scene)
+    rank = (scene.pool.now_ms + 1) * 1000 - request.priority * PRIORITY_US
+    ahead = sum(waiter.rank < rank for waiter in waiting)
     code = why(wish, scene)
     if code in {"fits", "no_capacity"} and waiting:
-        code = "behind"
+        code = "behind" if ahead else "next"
     scene = yield from _with_leases(keys, scene, wish)
-    return _explained(wish, scene, code, None, waiting)
+    return _explained(wish, scene, code, None, ahead)
 
 
 def _granted(lease: LeaseStatus, scene: PoolState) -> str:

@@ -244,6 +244,24 @@ def test_estimate_counts_what_is_reserved_for_the_waiter(pool: Pool, gpus: int) 
     assert asked(pool, memory_mb=800).estimate_s is None
 
 
+def test_request_is_ahead_of_those_with_a_lower_priority(pool: Pool) -> None:
+    """Each step is worth a minute in the queue: what waited longer than that stays ahead."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=1000, ttl_ms=20_000))
+    wait(pool, "ann", memory_mb=900)
+    wait(pool, "bob", memory_mb=900, priority=2)
+    pool.live_on(9000)
+    behind = {n: asked(pool, priority=n) for n in (0, 1, 2, 3)}
+    assert [(x.code, x.ahead_count) for x in behind.values()] == [
+        ("behind", 2), ("behind", 1), ("behind", 1), ("next", 0),
+    ]  # fmt: skip
+    assert behind[3].summary.startswith(STANDING["next"])
+    assert behind[3].estimate_s == pytest.approx(11, abs=0.1)
+    for n, found in behind.items():
+        assert wait(pool, f"me-{n}", agent="me", memory_mb=900, priority=n)[1] == found.ahead_count
+        pool.release(token(f"me-{n}"))
+
+
 def test_estimate_needs_an_end(pool: Pool) -> None:
     """A lease without expiry, or what no end of a lease changes: nobody can know when."""
     report(pool, device("gpu-a"))
