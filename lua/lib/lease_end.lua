@@ -88,8 +88,10 @@ function broker.deallocate(r, withhold, record)
   return touched
 end
 
--- Leases on a GPU and leases on the CPU are counted apart.
+-- Leases on a GPU and leases on the CPU are counted apart. What is lent of a reservation on its
+-- devices is lent by the ends of those that are left.
 local function tell(r, outcome)
+  if ctx.pool.waiting > 0 then broker.reservations.end_moved(r.devices) end
   broker.count(r.devices == '' and 'cpu_' .. outcome or outcome)
   local ended = text(ended_ms(r))
   broker.note_end(r, outcome, ended, r.gpus, r.where)

@@ -168,13 +168,16 @@ function reservations.unsure(token)
   end
 end
 
--- The end of a lease on these devices, `uuid=mb,...`, is another one: so may be the time until
--- which what is reserved there is lent.
+-- The end of a lease on these devices, `uuid=mb,...`, is another one, or has come: so may be the
+-- time until which what is reserved there is lent.
 function reservations.end_moved(taken)
+  local noted = {}
   for uuid in string.gmatch(taken, '([^,]+)=') do
     local d = broker.device(uuid)
-    local w = d and d.reserved_for ~= '' and call('ZSCORE', prefix .. 'backfill', uuid)
-      and queue.read(d.reserved_for)
+    local token = d and d.reserved_for or ''
+    local w = token ~= '' and not noted[token] and call('ZSCORE', prefix .. 'backfill', uuid)
+      and queue.read(token)
+    noted[token] = true
     local devices = w and reservations.devices(w)
     local ends_ms = w and known_end_ms(w, devices)
     for _, each in ipairs(devices or {}) do

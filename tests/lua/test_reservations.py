@@ -476,6 +476,28 @@ def test_backfill_ends_by_the_end_that_the_holder_has_now(pool: Pool, how: str) 
         granted(pool.acquire(token("in-time"), "other", **SHORT | {"max_hold_ms": left_ms - 1000}))
 
 
+@pytest.mark.parametrize("how", ["released", "revoked", "expired"])
+@pytest.mark.parametrize("simulated", [0, 1])
+def test_backfill_ends_by_the_end_of_what_is_left(pool: Pool, how: str, simulated: int) -> None:
+    """A lease that ended before its time holds nothing back: what is lent to others does."""
+    timed(pool, ttl_ms=40_000)
+    gpus = (device("gpu-a", simulated=simulated), device("gpu-b", index=1, simulated=simulated))
+    pool.report(gpus, deadline_ms=DAY_MS)
+    for _ in range(2):
+        granted(pool.acquire(agent="other", **SHORT))
+    if how == "released":
+        pool.release(token("ends"))
+    elif how == "revoked":
+        pool.revoke(token("ends"), force=1)
+    else:
+        live(pool, 12, "two", **TWO)
+    left_ms = 48_000 if how == "expired" else 60_000
+    assert state(pool, "two") == "waiting"
+    late = said(pool.acquire(**SHORT | {"max_hold_ms": left_ms + 1000}))
+    assert late == ["REFUSED", "no_capacity", ""]
+    granted(pool.acquire(token("in-time"), "other", **SHORT | {"max_hold_ms": left_ms - 1000}))
+
+
 def test_backfill_counts_as_use_and_not_as_progress(pool: Pool) -> None:
     """Memory that is lent for a time does not extend the reservation when it comes back."""
     timed(pool)

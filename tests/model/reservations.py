@@ -189,6 +189,18 @@ class Reservations(Ledger):
             if e.known_end_ms and set(e.reserved) & {uuid for uuid, _ in lease.held}:
                 e.known_end_ms = self.known_end(e, e.reserved)
 
+    def end(self, e: Entry, outcome: str, ended_ms: int | None = None) -> None:
+        """End a lease without its holder's word; what it held back is lent no longer for it."""
+        Ledger.end(self, e, outcome, ended_ms)
+        self.end_moved(e)
+
+    def bury(self, e: Entry, outcome: str) -> None:
+        """It is over; the same for what it held."""
+        active = e.state == "active"
+        Ledger.bury(self, e, outcome)
+        if active:
+            self.end_moved(e)
+
     def hold_ms(self, ask: Ask) -> int:
         """The time for which it may be held: as asked, else its team's; 0: without an end."""
         return ask.max_hold_ms or self.team(ask.team).max_hold_s * 1000
