@@ -4,7 +4,7 @@
 -- ARGV[1]  protocol  int
 -- ARGV[2]  token     str
 -- ARGV[3]  hold_ms   int   from now; 0 = no limit
--- ARGV[4]  by        str   the operator that does it; empty = its holder, whose team's max_hold_s counts from the grant
+-- ARGV[4]  by        str   the operator that does it; empty = its holder, whose team's max_hold_s counts from the grant, and who moves nothing beyond the time until which reserved memory was lent
 -- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's
 -- reply    EXTENDED hold_until_ms | ALREADY outcome | UNKNOWN | REFUSED reason detail
 -- keeps    S4: nothing resurrects; S7: never shorter than what the holder was told
@@ -20,8 +20,9 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 catch_up(token)
 
 local record = prefix .. 'record:' .. token
-local state, agent, team, whose, granted_at_ms, expires_at_ms, devices = unpack(call('HMGET',
-  record, 'state', 'agent', 'team', 'owner', 'granted_at_ms', 'expires_at_ms', 'devices'))
+local state, agent, team, whose, granted_at_ms, expires_at_ms, devices, fence = unpack(call(
+  'HMGET', record, 'state', 'agent', 'team', 'owner', 'granted_at_ms', 'expires_at_ms', 'devices',
+  'fence'))
 if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
@@ -37,6 +38,10 @@ if of.max_hold_ms > 0 and by == '' then
   if until_ms == 0 or until_ms > most_ms then
     return reply('REFUSED', 'team_limit', 'max_hold_s=' .. text(of.max_hold_ms / 1000))
   end
+end
+local lent_ms = by == '' and ctx.pool.waiting > 0 and broker.reservations.lent_until(devices, fence)
+if lent_ms and (until_ms == 0 or until_ms > lent_ms) then
+  return reply('REFUSED', 'no_capacity', text(lent_ms))
 end
 if until_ms > 0 then
   until_ms = math.max(until_ms, expires_at_ms + 0)

@@ -176,12 +176,20 @@ def extend_hold(
         UnknownToken: the lease is unknown.
         LeaseLost: it has ended.
         TeamLimit: its team may not hold a lease for so long.
+        NoCapacity: what it has is reserved for a request that waits, and lent for less.
     """
     more = (owner,) if owner else ()
     answer = yield Call("extend", (PROTOCOL, token, hold_ms, by, *more), token)
     match answer.raw:
         case ["EXTENDED", _, _, _, _, int(hold_until_ms)]:
             return hold_until_ms or None
+        case ["REFUSED", int(now_ms), _, _, _, "no_capacity", str(lent_ms)] if lent_ms.isdecimal():
+            left_s = max(0, int(lent_ms) - now_ms) // 1000
+            says = (
+                "what it has is reserved for a request that has waited long, and lent to it for "
+                f"{left_s} s more at most; an operator may extend it all the same"
+            )
+            raise error_for("no_capacity", says, token=token)
         case ["ALREADY", _, _, _, _, str(outcome)]:
             raise error_for(outcome, token=token)
         case _:

@@ -187,6 +187,22 @@ function reservations.end_moved(taken)
   end
 end
 
+-- By when a lease of this fence must have ended, since what it has of devices, `uuid=mb,...`, is
+-- lent from a reservation; nil: it is not. It came after that, and others that did forbid lending.
+function reservations.lent_until(taken, fence)
+  local first_ms = nil
+  for uuid in string.gmatch(taken, '([^,]+)=') do
+    local d = broker.device(uuid)
+    local until_ms = d and d.reserved_for ~= '' and call('ZSCORE', prefix .. 'backfill', uuid)
+    local at_fence = until_ms and call('HGET', prefix .. 'record:' .. d.reserved_for,
+      'reservation_fence')
+    if at_fence and fence + 0 > at_fence + 0 then
+      first_ms = math.min(first_ms or NEVER, until_ms + 0)
+    end
+  end
+  return first_ms
+end
+
 -- The horizon is reached: the devices go back, and w rests.
 local function give_up(w, devices)
   local ids, times = w.reserved, w.reservations + 1

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_sdk import NoCapacity
+from agent_sdk.protocol import operator
+from agent_sdk.protocol.messages import Answer
 from tests.lua.reserved import DAY_MS, LARGE, kept, live, shared
 from tests.lua.waiters import state, wait
 from tests.pools import Pool, device, granted, said, token
@@ -496,6 +499,33 @@ def test_backfill_ends_by_the_end_of_what_is_left(pool: Pool, how: str, simulate
     late = said(pool.acquire(**SHORT | {"max_hold_ms": left_ms + 1000}))
     assert late == ["REFUSED", "no_capacity", ""]
     granted(pool.acquire(token("in-time"), "other", **SHORT | {"max_hold_ms": left_ms - 1000}))
+
+
+def test_holder_of_what_is_lent_stays_within_that_time(pool: Pool) -> None:
+    """Else it would delay the request that waits; an operator decides so, or the first holder."""
+    timed(pool)
+    granted(pool.acquire(token("short"), "other", **SHORT))
+    until_ms = int(pool.hash("pool")["last_ms"]) + 149_999
+    for hold_ms in (150_000, 0):
+        before = pool.stored()
+        refused = pool.extend(token("short"), hold_ms, by="")
+        assert said(refused) == ["REFUSED", "no_capacity", str(until_ms)]
+        assert pool.stored() == before
+        steps = operator.extend_hold(token("short"), hold_ms, by="")
+        next(steps)
+        with pytest.raises(NoCapacity, match="149 s more at most; an operator may extend it"):
+            steps.send(Answer(refused, 0.0))
+    assert said(pool.extend(token("short"), 149_999, by="")) == ["EXTENDED", until_ms]
+    assert said(pool.extend(token("ends"), 199_999, by="")) == ["EXTENDED", until_ms + 50_000]
+    assert said(pool.extend(token("short"), 299_999)) == ["EXTENDED", until_ms + 150_000]
+
+
+def test_holder_extends_what_is_not_lent_any_more(pool: Pool) -> None:
+    """The request for which it was reserved waits no longer."""
+    timed(pool)
+    granted(pool.acquire(token("short"), "other", **SHORT))
+    pool.release(token("two"))
+    assert pool.extend(token("short"), HOUR_MS, by="")[0] == "EXTENDED"
 
 
 def test_backfill_counts_as_use_and_not_as_progress(pool: Pool) -> None:

@@ -30,7 +30,9 @@ class Favours(Recovery):
         e.wanted = f"{w.memory_mb * w.ask.devices}:{w.ask.agent}"
         return ["ASKED"]
 
-    def extend(self, token: str, hold_ms: int, by: str = "", owner: str = "") -> Reply:
+    def extend(  # noqa: PLR0911 - its answers, in their order
+        self, token: str, hold_ms: int, by: str = "", owner: str = ""
+    ) -> Reply:
         """Move the time by which a lease ends; its holder only within its team's."""
         if refusal := self.open():
             return refusal
@@ -46,6 +48,9 @@ class Favours(Recovery):
         most_s, until_ms = self.team(e.ask.team).max_hold_s, self.now + hold_ms if hold_ms else 0
         if most_s and not by and not 0 < until_ms <= e.granted_ms + most_s * 1000:
             return ["REFUSED", "team_limit", f"max_hold_s={most_s}"]
+        lent_ms = 0 if by else self.lent_until(e)
+        if lent_ms and not 0 < until_ms <= lent_ms:
+            return ["REFUSED", "no_capacity", str(lent_ms)]
         e.hold_until_ms = max(until_ms, e.expires_at_ms) if until_ms else 0
         self.end_moved(e)
         return ["EXTENDED", e.hold_until_ms]

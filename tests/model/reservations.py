@@ -189,6 +189,18 @@ class Reservations(Ledger):
             if e.known_end_ms and set(e.reserved) & {uuid for uuid, _ in lease.held}:
                 e.known_end_ms = self.known_end(e, e.reserved)
 
+    def lent_until(self, lease: Entry) -> int:
+        """By when a lease must have ended, since what it has is lent; 0: it is not."""
+        mine = {uuid for uuid, _ in lease.held}
+        return min(
+            (
+                e.known_end_ms
+                for e in self.entries.values()
+                if e.known_end_ms and set(e.reserved) & mine and lease.fence > e.at_fence
+            ),
+            default=0,
+        )
+
     def end(self, e: Entry, outcome: str, ended_ms: int | None = None) -> None:
         """End a lease without its holder's word; what it held back is lent no longer for it."""
         Ledger.end(self, e, outcome, ended_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from agent_sdk import LeaseClient
     from agent_sdk.state.snapshot import LeaseStatus
 
+BEYOND: Final = {
+    "team_limit": ", or moves this one all the same: --as-operator",
+    "no_capacity": ": --as-operator",
+}
+"""Ends of the sentences about limits that an operator may go beyond, by their codes."""
+
 
 @click.command()
 @click.argument("token", shell_complete=tokens)
@@ -31,7 +37,8 @@ if TYPE_CHECKING:
 @click.option(
     "--as-operator",
     is_flag=True,
-    help="Move a time limit also beyond what its team may hold a lease for (max_hold_s).",
+    help="Move a time limit also beyond what its team may hold a lease for (max_hold_s), and "
+    "beyond the time for which reserved GPUs are lent.",
 )
 @output_option()
 def extend(token: str, longer_s: float, as_operator: bool, output: str) -> None:
@@ -41,7 +48,8 @@ def extend(token: str, longer_s: float, as_operator: bool, output: str) -> None:
     other lease its expiry moves, and so it lasts without renewals, to 7 days from now at most. A
     time limit (--time, max_hold_s) that would end it before then moves too: by TIME, or as far as
     the keeper's end needs. The holder of a lease whose team has a max_hold_s moves it within that,
-    counted from the grant. The first eight letters of the token are enough.
+    counted from the grant. On GPUs that are reserved for a request that waits, and lent
+    meanwhile, it stays within that time. The first eight letters of the token are enough.
 
     \b
     Examples:
@@ -90,10 +98,9 @@ def _moved_limit(
         try:
             client.extend_hold(lease.token, wanted_s, by=user_at_host() if as_operator else "")
         except LeaseError as error:
-            if error.code != "team_limit":
+            if error.code not in BEYOND:
                 raise
-            advice = "or moves this one all the same: --as-operator"
-            raise error_for(error.code, f"{error}, {advice}", token=lease.token) from None
+            raise error_for(error.code, f"{error}{BEYOND[error.code]}", token=lease.token) from None
     return wanted_s
 
 
