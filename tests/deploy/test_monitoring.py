@@ -87,21 +87,41 @@ ANSWERS = [
 @needs_promtool
 def test_queries_of_the_page_find_what_they_say(tmp_path: Path) -> None:
     """Also those that join with series of NVIDIA's exporter."""
-    file = tmp_path / "queries.test.yml"
-    asked = [
+    check(tmp_path, "1h", SERIES, dict(zip(QUERIES, ANSWERS, strict=True)))
+
+
+def check(folder: Path, every: str, series: dict[str, str], asked: dict[str, Any]) -> None:
+    """Have promtool hold the answers to some queries, at the 500th sample of these series."""
+    file = folder / "queries.test.yml"
+    tests = [
         {
-            "expr": query, "eval_time": "500h",
+            "expr": query, "eval_time": every.replace("1", "500"),
             "exp_samples": [{"labels": labels, "value": value} for labels, value in answer],
         }
-        for query, answer in zip(QUERIES, ANSWERS, strict=True)
+        for query, answer in asked.items()
     ]  # fmt: skip
-    series = [{"series": name, "values": values} for name, values in SERIES.items()]
-    test = {"interval": "1h", "input_series": series, "promql_expr_test": asked}
-    file.write_text(json.dumps({"evaluation_interval": "1h", "tests": [test]}))
+    given = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"interval": every, "input_series": given, "promql_expr_test": tests}
+    file.write_text(json.dumps({"evaluation_interval": every, "tests": [test]}))
     done = subprocess.run(
         ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_panel_of_holds_counts_leases_of_every_end(tmp_path: Path) -> None:
+    """Half of the leases are released in a second and half expire in an hour, at two brokers."""
+    (panel,) = (each for each in DASHBOARD["panels"] if each["title"] == "How long leases are held")
+    within_a_second = {"released": 10, "expired": 0}
+    series = {
+        f'gpu_broker_hold_seconds_bucket{{reason="{reason}",le="{le}",instance="{replica}"}}':
+        f"0+{n if le == '1' else 10}x1000"
+        for reason, n in within_a_second.items()
+        for le in ("1", "3601", "+Inf") for replica in "ab"
+    }  # fmt: skip
+    median, most = (target["expr"] for target in panel["targets"])
+    check(tmp_path, "1m", series, {median: [("{}", 1.0)], most: [("{}", 1 + 0.9 * 3600)]})
 
 
 @needs_promtool
