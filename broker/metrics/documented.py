@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 COUNTED = {
     ("GET", "/gpu/info"): "gpu_info",
+    ("GET", "/orchestrator/gpu/info"): "gpu_info",
     ("GET", "/policy"): "policy_get",
+    ("GET", "/orchestrator/gpu/policy"): "policy_get",
     ("POST", "/policy"): "policy_post",
     ("POST", "/lease"): "lease",
     ("POST", "/release"): "release",
@@ -43,7 +45,7 @@ class Requests:
         )
         self._by_name = {
             name: counter(f"gpu_orchestrator_{name}_requests", f"Requests to this replica: {name}.")
-            for name in COUNTED.values()
+            for name in dict.fromkeys(COUNTED.values())
         }
 
     def count(self, method: str, path: str) -> None:

@@ -79,6 +79,19 @@ def test_metrics_count_requests(plain: Broker) -> None:
     assert after[f"{PREFIX}uptime_seconds"] > before[f"{PREFIX}uptime_seconds"]
 
 
+def test_metrics_count_paths_of_dashboards(plain: Broker) -> None:
+    """The same answer under the path that dashboards ask counts as the same request."""
+    before = plain.metrics()
+    for path in ("/orchestrator/gpu/info", "/v1/orchestrator/gpu/info", "/orchestrator/gpu/policy"):
+        assert plain.http.get(path).status_code == 200
+    after = plain.metrics()
+    grown = {name: after[name] - before[name] for name in REQUESTS}
+    assert {name: n for name, n in grown.items() if n} == {
+        f"{PREFIX}gpu_info_requests_total": 2,
+        f"{PREFIX}policy_get_requests_total": 1,
+    }
+
+
 def test_metrics_active_leases_follow_leases_on_every_replica(fleet: Fleet, plain: Broker) -> None:
     """GPU leases that live are counted, CPU leases are not, and every replica says the same."""
 
