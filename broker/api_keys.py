@@ -145,26 +145,34 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
     """
     found: dict[str, Principal] = {}
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
+        principal = _of_line(number, line)
+        if principal is None:
             continue
-        team = words.pop()[len(TEAM_WORD) :] if words[-1].startswith(TEAM_WORD) else None
-        name, role, digest, agents, *more = [*words, "", "", "", ""][: max(4, len(words))]
-        patterns = tuple(filter(None, agents.split(",")))
-        if (
-            more
-            or not NAME.fullmatch(name)
-            or role not in ROLES
-            or not DIGEST.fullmatch(digest)
-            or not all(AGENTS.fullmatch(pattern) for pattern in patterns)
-            or (agents and not patterns)  # commas alone bound it to none, and would mean any
-            or (team is not None and not TEAM.fullmatch(team))
-        ):
-            raise KeysError(f"line {number} of the keys is not {FORM}")
-        if name in found:
-            raise KeysError(f"line {number} of the keys: there is a {name} already")
-        found[name] = Principal(name, role, digest, patterns, team or "")
+        if principal.name in found:
+            raise KeysError(f"line {number} of the keys: there is a {principal.name} already")
+        found[principal.name] = principal
     return tuple(found.values())
+
+
+def _of_line(number: int, line: str) -> Principal | None:
+    """Return the principal of a line of a key file; None: it is empty, or a comment."""
+    words = line.partition("#")[0].split()
+    if not words:
+        return None
+    team = words.pop()[len(TEAM_WORD) :] if words[-1].startswith(TEAM_WORD) else None
+    name, role, digest, agents, *more = [*words, "", "", "", ""][: max(4, len(words))]
+    patterns = tuple(filter(None, agents.split(",")))
+    if (
+        more
+        or not NAME.fullmatch(name)
+        or role not in ROLES
+        or not DIGEST.fullmatch(digest)
+        or not all(AGENTS.fullmatch(pattern) for pattern in patterns)
+        or (agents and not patterns)  # commas alone bound it to none, and would mean any
+        or (team is not None and not TEAM.fullmatch(team))
+    ):
+        raise KeysError(f"line {number} of the keys is not {FORM}")
+    return Principal(name, role, digest, patterns, team or "")
 
 
 class Keyring:
@@ -318,7 +326,9 @@ def remove(path: Path, name: str) -> bool:
         return False
     with alone(path) as where:
         before = (read_text(path) or "").splitlines()
-        after = [line for line in before if all(found.name != name for found in parse([line]))]
+        found = [_of_line(number, line) for number, line in enumerate(before, 1)]
+        pairs = zip(before, found, strict=True)
+        after = [line for line, holder in pairs if holder is None or holder.name != name]
         if len(after) < len(before):
             replace(where, "".join(f"{line}\n" for line in after))
     return len(after) < len(before)

@@ -119,6 +119,18 @@ def test_line_that_is_none_is_an_error_with_its_number(line: str) -> None:
         parse(["# a comment", "", line])
 
 
+def test_change_of_a_file_with_a_wrong_line_names_that_line(tmp_path: Path) -> None:
+    """Which is to be mended; the file stays as it is."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    file.write_text(f"{file.read_text()}half of a line\n")
+    before = file.read_text()
+    for change in (lambda: add(file, "bob", "viewer"), lambda: remove(file, "ann")):
+        with pytest.raises(KeysError, match="line 3 of the keys is not"):
+            change()
+    assert file.read_text() == before
+
+
 def test_name_twice_is_an_error(tmp_path: Path) -> None:
     """A revoke by a name that stands twice could not tell which of the two to end."""
     with pytest.raises(KeysError, match="already"):
