@@ -24,7 +24,7 @@ HEAD: Final = ("LEASES", "RUNNING", "GPU-HOURS", "BUSY", "IDLE", "UNKNOWN", "ABO
 FINE_BELOW: Final = 10
 """Numbers from here on have one digit behind the point, smaller ones two."""
 
-FORMULA: Final = re.compile(r"[=+@-].*[^A-Za-z0-9._:@/-]")
+FORMULA: Final = re.compile(r"[=+]|[@-].*[^A-Za-z0-9._:@/-]")
 """Text that a spreadsheet computes: it begins with one of four signs, and is no agent's name."""
 
 NONE: Final = "no lease had a GPU in this period"
