@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 TEST: Final = "test"
 """Word in place of an event's in a test."""
 
-FIELDS: Final = ("agent", "finding", "xid", "action", "signal", "policy", "by", "reason")
+FIELDS: Final = (
+    "agent", "finding", "pid", "xid", "action", "signal", "state", "policy", "hook", "by", "reason",
+)  # fmt: skip
 """Fields of an event that people are told."""
 
 

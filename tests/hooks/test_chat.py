@@ -53,6 +53,26 @@ async def test_chat_is_told_in_words_where_its_address_is_allowed(
             pass
 
 
+@pytest.mark.parametrize(
+    ("event", "fields", "text"),
+    [
+        ("hook_disabled", {"hook": "ops", "reason": "x"}, "hook_disabled · hook ops · reason x"),
+        ("device", {"device": "u0", "host": "h1", "state": "ok", "reason": ""}, "h1:3 · state ok"),
+        (
+            "finding_raised", {"finding": "squatter", "device": "u0", "host": "h1", "pid": "77"},
+            "h1:3 · finding squatter · pid 77",
+        ),
+        (
+            "process_ended", {"device": "u0", "host": "h1", "pid": "77", "signal": "TERM"},
+            "h1:3 · pid 77 · signal TERM",
+        ),
+    ],
+)  # fmt: skip
+def test_line_names_what_the_event_is_about(event: str, fields: dict[str, str], text: str) -> None:
+    """One of many hooks, the state of a GPU, one of its processes."""
+    assert message_of("default", Event("7-0", event, fields), {"u0": ("h1", 3)}).text == text
+
+
 async def payload(url: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what the service of a URL is sent; nothing leaves this process."""
     import requests  # noqa: PLC0415 - apprise's
