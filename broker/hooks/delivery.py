@@ -37,6 +37,9 @@ FIRST_S, LONGEST_S = 1.0, 300.0
 ASKED_S: Final = 3600.0
 """Longest pause that a receiver may ask for by Retry-After."""
 
+UNTRIED_S: Final = 2 * ASKED_S
+"""Seconds since the last failure after which nothing was tried meanwhile: no broker could send."""
+
 SKIPPED_S: Final = 1.0
 """Seconds after which it is written that unwanted events were passed over."""
 
@@ -167,7 +170,8 @@ class HookDelivery:
     async def _failed(self, outcome: SendOutcome) -> None:
         """Write a failure; disable the hook after too many, or if the receiver asks for that."""
         hook, now_ms = self.hook, await self._now_ms()
-        since_ms = hook.failing_since_ms or now_ms
+        tried = now_ms - hook.error_ms <= UNTRIED_S * 1000
+        since_ms = (tried and hook.failing_since_ms) or now_ms
         reason = ""
         if outcome.gone:
             reason = f"the receiver wants nothing any more: {outcome.said}"

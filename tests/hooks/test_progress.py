@@ -215,6 +215,27 @@ async def test_failures_without_end_disable_a_hook(
         assert told == {"event": "hook_disabled", "hook": "ops", "reason": found.disabled}
 
 
+async def test_time_without_a_try_disables_no_hook(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No broker ran for three days: one more failure is the first of a new row of them."""
+    monkeypatch.setattr(delivery, "FIRST_S", 0.02)
+    async with bench(server) as b:
+        hook = await b.add()
+        now_ms = await b.registry.now_ms()
+        tried_ms = now_ms - 3 * 86_400_000
+        failed = {"attempts": 2, "failed": 2, "failing_since_ms": tried_ms - 999}
+        await b.tenure.write(hook, failed | {"error_ms": tried_ms, "error": "status 500"})
+        event = await b.event()
+        b.answers = [REFUSED]
+        task = asyncio.create_task(b.delivery(hook, give_up_s=86_400).run())
+        await b.reaches(number=2)
+        task.cancel()
+        found = await b.now()
+        assert b.sent == [event, event]
+        assert (found.disabled, found.failed, found.delivered) == ("", 3, 1)
+
+
 async def test_names_and_numbers_of_hooks_are_bounded(server: Server) -> None:
     """64 of a pool; an unknown one is named with the nearest."""
     async with bench(server) as b:
