@@ -136,7 +136,7 @@ def read(
         BadRequest: an argument is wrong.
     """
     for name, of in (("after", after), ("before", before)):
-        if of and not EVENT_ID.fullmatch(of):
+        if of and not (isinstance(of, str) and EVENT_ID.fullmatch(of)):
             raise error_for("bad_request", f"{name} must be an id of the history, as 1795-0")
     if after and before:
         raise error_for("bad_request", "after and before exclude each other")

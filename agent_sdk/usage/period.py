@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -56,7 +57,7 @@ def at_ms(of: Instant, now_ms: int, *, to_the_end: bool = False) -> int:
         to_the_end: a day means its end, not its beginning.
 
     Raises:
-        BadRequest: a text has no known form.
+        BadRequest: a text has no known form, or it is no time at all.
     """
     if isinstance(of, str):
         of = instant(of)
@@ -68,8 +69,16 @@ def at_ms(of: Instant, now_ms: int, *, to_the_end: bool = False) -> int:
     elif isinstance(of, date):
         found = (of - date(1970, 1, 1)).days * DAY_MS + (DAY_MS if to_the_end else 0)
     else:
-        found = of
+        found = _whole_ms(of)
     return min(max(0, found), LATEST_MS)
+
+
+def _whole_ms(of: int) -> int:
+    try:
+        return operator.index(of)
+    except TypeError:
+        said = f"{of!r:.60} is no time: {FORMS}; or whole ms since 1970 as an int"
+        raise error_for("bad_request", said) from None
 
 
 def day_of(ms: int) -> str:

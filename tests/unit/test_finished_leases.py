@@ -143,7 +143,7 @@ def test_entry_that_is_not_legible_hides_no_other(lab: Pool, client: LeaseClient
     ("wrong", "word"),
     [({"after": "x"}, "after"), ({"before": "1"}, "before"), ({"limit": 0}, "limit"),
      ({"limit": 10**9}, "limit"), ({"after": "1-0", "before": "2-0"}, "exclude"),
-     ({"since": "soon"}, "soon")],
+     ({"since": "soon"}, "soon"), ({"since": 1.8e9}, "ms since 1970"), ({"after": 7}, "after")],
 )  # fmt: skip
 def test_question_that_is_wrong_is_refused(
     client: LeaseClient, wrong: dict[str, Any], word: str

@@ -360,7 +360,8 @@ def test_what_a_hand_has_spoilt_is_passed_over(lab: Pool, client: LeaseClient) -
         ({"by": ("agent", "host")}, "history"), ({"by": ("team", "host")}, "team and host"),
         ({"by": ("user",)}, "user"), ({"since": "soon"}, "2026-11-30"),
         ({"since": "1d", "until": "2d"}, "begin"), ({"since": date(2200, 1, 1)}, "before now"),
-        ({"since": "2026-13-01"}, "is no time"),
+        ({"since": "2026-13-01"}, "is no time"), ({"since": 1.8e9}, "ms since 1970"),
+        ({"since": None}, "None is no time"), ({"since": "1d", "until": [1]}, "is no time"),
     ],
 )  # fmt: skip
 def test_question_that_is_wrong_is_refused_in_words(
