@@ -93,7 +93,8 @@ class LeaseHistory:
         leases: those that were asked for, the oldest first.
         first, last: the ids of the oldest and the newest entry that were looked at, whether or not
             they were asked for: `before` of the next older page, `after` of the next newer one.
-            Empty: there was no entry; `last` is then `after` itself, if that was given.
+            There was no entry: `first` is empty, and `last` is `after` itself, if that was given,
+            else START.
         more: there are further entries in the direction of the reading, which goes back unless
             `after` was given.
     """
@@ -180,7 +181,7 @@ def _pages(
                 more = more or n < len(entries)
                 break
     ordered, looked_at = (found, ids) if forward else (found[::-1], ids[::-1])
-    first, last = (looked_at[0], looked_at[-1]) if looked_at else ("", at if forward else "")
+    first, last = (looked_at[0], looked_at[-1]) if looked_at else ("", at if forward else START)
     return LeaseHistory(tuple(ordered), first, last, more)
 
 

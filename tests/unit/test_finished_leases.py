@@ -91,6 +91,21 @@ def test_pages_go_back_and_on_and_miss_nothing(lab: Pool, client: LeaseClient) -
     assert named(client.history(after=after)) == [token("new")]
 
 
+def test_program_that_began_before_the_first_lease_misses_none(
+    lab: Pool, client: LeaseClient
+) -> None:
+    """It asks on with `last`, which is there also where nothing was finished yet."""
+    page = client.history(limit=3)
+    assert (page.leases, page.more) == ((), False)
+    for n in range(5):
+        finish(lab, f"n{n}", ms=10)
+    seen: list[str] = []
+    while page.more or not seen:
+        page = client.history(limit=3, after=page.last)
+        seen += named(page)
+    assert seen == [token(f"n{n}") for n in range(5)]
+
+
 def test_filters_hold_together(
     lab: Pool, client: LeaseClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ from pydantic import AfterValidator
 
 from agent_sdk.errors import error_for
 from agent_sdk.keys import EVENT_ID
-from agent_sdk.usage.history import START
 from broker.http.auth import Viewer, token_for
 from broker.http.document.described import DescribedRoute
 from broker.http.openapi import EVERYWHERE, MALFORMED, answers
@@ -154,7 +153,7 @@ async def history(
     beyond = (NEWER + found.last) if forward else (OLDER + found.first)
     more: dict[str, Any] = {
         "next": beyond if found.more else None,
-        "last": found.last or START,
+        "last": found.last,
     }
 
     async def rows() -> AsyncIterator[str]:
