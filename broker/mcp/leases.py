@@ -166,7 +166,7 @@ class Leases(ABC):
         await self.begun(who, token)
         wait = self.waits.begin(
             token,
-            self.client.acquire(ask.agent, **options),
+            self._granted(ask.agent, options),
             agent=ask.agent,
             owner=who.name,
             memory_mb=ask.options.get("memory_mb", 0),
@@ -190,7 +190,13 @@ class Leases(ABC):
             wait = found
         wait.told = True
         wait.hold_s = wait.hold_s if hold_s is None else hold_s
-        return await self._heard(who, wait, wait_s)
+        before = wait.task.done()
+        got = await self._heard(who, wait, wait_s)
+        return await self.find(who, token) if before else got
+
+    async def _granted(self, agent: str, options: LeaseOptions) -> AsyncLease:
+        """Return the lease of a request, once it is granted."""
+        return await self.client.acquire(agent, **options)
 
     async def _heard(
         self, who: Principal, wait: PendingLease, wait_s: float

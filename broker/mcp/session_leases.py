@@ -16,6 +16,7 @@ from broker.mcp.models import Held
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLease
+    from agent_sdk.request import LeaseOptions
     from broker.api_keys import Principal
     from broker.mcp.models import Notice
     from broker.mcp.waits import PendingLease
@@ -78,9 +79,8 @@ class SessionLeases(Leases):
         """Do nothing: this process holds all that is listed."""
 
     async def taken(self, who: Principal, lease: AsyncLease, hold_s: float | None) -> None:
-        """Renew a lease from now on."""
+        """Hold a lease, which is renewed since its grant."""
         del who
-        self._client.keep(lease)
         self._held[lease.token] = lease
         lease.on_lost(self._told)
         lease.on_notice(self._told)
@@ -119,7 +119,7 @@ class SessionLeases(Leases):
                 return False  # by an earlier call, whose answer may be lost
             raise error_for("unknown_token")
         self.waits.drop(wait)
-        return await self._client.release(token)
+        return await self._client.release(wait.lease or token)
 
     async def listed(self, who: Principal) -> list[Held]:
         """Return what this process holds and waits for."""
@@ -190,6 +190,12 @@ class SessionLeases(Leases):
 
     def _give_up(self, wait: PendingLease) -> None:
         self._client.abandon(wait.token)
+
+    async def _granted(self, agent: str, options: LeaseOptions) -> AsyncLease:
+        """Return the lease of a request, renewed: its agent may be long in asking for it."""
+        lease = await self._client.acquire(agent, **options)
+        self._client.keep(lease)
+        return lease
 
     def _end_after(self, token: str, hold_s: float | None) -> None:
         """Give a lease back so many seconds from now; None: not before the end of the session."""

@@ -36,6 +36,12 @@ class PendingLease:
     told: bool = False
     watch: asyncio.Task[None] | None = field(default=None, repr=False)
 
+    @property
+    def lease(self) -> AsyncLease | None:
+        """Lease that was granted and that no call has fetched; None: none was."""
+        done = self.task.done() and not self.task.cancelled() and not self.task.exception()
+        return self.task.result() if done else None
+
 
 class PendingLeases:
     """PendingLeases that this process keeps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -306,6 +307,23 @@ async def test_lease_lasts_while_its_agent_shows_life(mcp: Mcp) -> None:
         lost = (await said(client, "gpu_status"))["notices"]  # and of what other tests had
         mine = [(x["token"], x["kind"]) for x in lost if x["token"] in ours]
         assert mine == [(silent["token"], "expired")]
+
+
+async def test_lease_that_was_granted_between_two_calls_lasts_from_the_second(mcp: Mcp) -> None:
+    """Its silence begins with the call that fetches it, and not with the grant."""
+    held = mcp.client.acquire("other", memory_mb=900)
+    async with over_http(mcp.hasty.port, mcp.keys["agent"]) as client:
+        ask = {"memory_mb": 900, "host": "any"}
+        ticket = (await said(client, "gpu_acquire", **ask, wait_s=0.1))["ticket"]
+        mcp.client.release(held)
+        await until_seen(mcp.client.leases)
+        await asyncio.sleep(float(IDLE_S) - 1)
+        got = (await said(client, "gpu_acquire", ticket=ticket))["lease"]
+        assert got["ends_in_s"] > float(IDLE_S) - 1
+        (lease,) = mcp.client.leases()
+        assert lease.expires_at_ms is not None
+        assert lease.expires_at_ms - mcp.client.pool().now_ms > 1000 * (float(IDLE_S) - 1)
+        await said(client, "gpu_release", token=ticket)
 
 
 async def test_store_that_is_away_makes_no_resource_unknown(tmp_path: Path) -> None:

@@ -63,6 +63,43 @@ async def test_place_is_kept_between_the_calls(gpus: TestBroker, mode: str) -> N
         assert again["lease"] == got["lease"]
 
 
+async def test_lease_that_was_not_fetched_lasts(gpus: TestBroker) -> None:
+    """An agent that thinks for longer than the ttl finds its lease, or the reason of its end."""
+    held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
+    async with in_process(gpus, terms=Terms(ttl_s=2)) as client:
+        ask = {"memory_mb": 900, "wait_s": 0.1}
+        waits = [(await said(client, "gpu_acquire", **ask))["ticket"] for _ in range(2)]
+        for lease in held:
+            gpus.client.release(lease)
+        await until_seen(lambda: len(gpus.client.leases()) == 2)
+        await asyncio.sleep(3)
+        gpus.client.reap()
+        assert {lease.token for lease in gpus.client.leases()} == set(waits)
+        gpus.client.revoke(waits[1], force=True)
+        got = await said(client, "gpu_acquire", ticket=waits[0])
+        assert (got["state"], got["lease"]["token"]) == ("active", waits[0])
+
+        async def ended() -> bool:
+            result = await client.call_tool("gpu_acquire", {"ticket": waits[1]})
+            assert result.structured_content is not None
+            return result.structured_content.get("code") == "revoked"
+
+        await until(ended)
+
+
+async def test_lease_that_was_not_fetched_can_be_given_back(gpus: TestBroker) -> None:
+    """By its ticket; nothing renews it any more."""
+    held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
+    async with in_process(gpus, terms=Terms(ttl_s=2)) as client:
+        ticket = (await said(client, "gpu_acquire", memory_mb=900, wait_s=0.1))["ticket"]
+        for lease in held:
+            gpus.client.release(lease)
+        await until_seen(gpus.client.leases)
+        assert (await said(client, "gpu_release", token=ticket))["released"] is True
+        assert gpus.client.leases() == ()
+        assert (await refused(client, "gpu_acquire", ticket=ticket))["code"] == "unknown_token"
+
+
 async def test_no_call_lasts(gpus: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it asks to wait; one that is cut off leaves no place: its ticket is lost."""
     assert MOST_WAIT_S < CALL_S < 20
