@@ -49,6 +49,9 @@ THROUGH: Final = {
 }  # fmt: skip
 """Words before the command itself."""
 
+KEYWORDS: Final = {"!", "do", "elif", "else", "if", "then", "until", "while", "{"}
+"""Words of a shell's grammar behind which a command stands."""
+
 SHELLS: Final = {"ash", "bash", "dash", "ksh", "sh", "zsh"}
 
 OURS: Final = "gpu-broker"
@@ -59,6 +62,14 @@ READ_BYTES: Final = 262_144
 
 _OPTION: Final = re.compile(r"-.*|[\w.]*=.*|\d[\d.]*[smhd]?")
 """Options, assignments and times between a program and the one that it starts."""
+
+_UNREAD: Final = re.compile(
+    r"""('[^']*'|"(?:\\.|[^"\\])*"|\\[^\n])|\\\n|(?<![^\s;|&()])#[^\n]*""", re.DOTALL
+)
+"""What a shell does not read, outside of the quotes in the group: comments, continued line ends."""
+
+_BETWEEN: Final = "();<>|&\n"
+"""Characters that end a command, or redirect it."""
 
 _IMPORT: Final = re.compile(
     r"(?:^|[;\n])\s*(?:import|from)\s+(" + "|".join(map(re.escape, LIBRARIES)) + r")\b"
@@ -80,6 +91,7 @@ def touched_by(command: str | Sequence[str], folder: Path | None = None) -> str 
 
 def _of_line(line: str, folder: Path, seen: set[Path]) -> str | None:
     """Judge a line for a shell, or a script; `seen`: the scripts that are judged already."""
+    line = _UNREAD.sub(r"\1", line)
     try:
         parts = list(_commands(line))
     except ValueError:  # a quote that is not closed: judge by its plain words
@@ -89,11 +101,11 @@ def _of_line(line: str, folder: Path, seen: set[Path]) -> str | None:
 
 def _commands(line: str) -> Iterator[list[str]]:
     """Yield the words of each command of a shell's line."""
-    lexer = shlex.shlex(line.replace("\n", " ; "), posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=_BETWEEN)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     words: list[str] = []
     for word in lexer:
-        if set(word) <= set("();<>|&"):
+        if set(word) <= set(_BETWEEN):
             yield words
             words = []
         else:
@@ -130,11 +142,13 @@ def _of_program(program: str, rest: list[str]) -> str | None:
 
 
 def _without_prefix(words: list[str]) -> Iterator[list[str]]:
-    """Yield the command behind assignments, and behind programs that start it with their options.
+    """Yield the command behind keywords, assignments, and programs that start it.
 
-    More than one, where the last option before it may have taken the next word.
+    More than one, where the last option of such a program may have taken the next word.
     """
     rest, behind = list(words), False
+    while rest and rest[0] in KEYWORDS:
+        rest.pop(0)
     while True:
         last = ""
         while rest and ("=" in rest[0].split("/")[0] or (behind and _OPTION.fullmatch(rest[0]))):

@@ -63,6 +63,16 @@ TOUCHES = [
     "env -u A nice -n 5 vllm serve m",
     "uv run --with numpy python train.py",
     "echo 'not closed; vllm serve",
+    "ls  # what is there\nvllm serve m",
+    "curl http://host/#top && vllm serve m",
+    "# it's the first step\npython train.py",
+    "docker run --rm \\\n  --gpus all image",
+    "if true; then python train.py; fi",
+    "for seed in 1 2; do\n  python train.py --seed $seed\ndone",
+    "{ vllm serve m; } > log",
+    "while ! python train.py; do sleep 1; done",
+    "python -c '\nimport torch\n'",
+    "bash job.sh",
 ]
 FREE = [
     "ls -l",
@@ -82,6 +92,11 @@ FREE = [
     "sudo -u ann",
     "env -u A " * 5000 + "ls",
     "",
+    "ls  # vllm serve m",
+    "# vllm serve m; python train.py\nls",
+    "echo '# it is' \"# not; vllm serve m\" \\# said",
+    "echo a\\\n  vllm serve m",
+    "bash free.sh",
 ]
 
 
@@ -91,6 +106,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "train.py").write_text("import sys\nimport torch\n")
     (tmp_path / "plain.py").write_text("text = 'import torch'\n")
     (tmp_path / "go.sh").write_text("set -e\npython train.py\n")
+    (tmp_path / "job.sh").write_text("#!/bin/bash\n# the whole job\nset -e  # strict\nsh go.sh\n")
+    (tmp_path / "free.sh").write_text("#!/bin/bash\n# not yet: python train.py\nls\n")
     return tmp_path
 
 
