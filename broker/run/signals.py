@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType, TracebackType
     from typing import Self
 
@@ -36,7 +37,12 @@ class Signals:
     """Block in which the caught signals are only noted; an ignored signal stays ignored.
 
     SIGCHLD is the exception: a process that ignores it never learns how a child ended.
+
+    Attributes:
+        unread: the signals that came before its end, and that no `wait` has returned.
     """
+
+    unread: Sequence[signal.Signals] = ()
 
     def __enter__(self) -> Self:
         """Note signals from now on."""
@@ -61,6 +67,7 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
+        self.unread = self.wait(0)
         os.close(self._read)
         write, self._write = self._write, -1
         os.close(write)

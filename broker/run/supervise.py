@@ -48,12 +48,14 @@ class CommandEnd:
         by: the signal of a terminal that ended it, and is to end us too.
         alone: True if its group was in the foreground: our waiting parents did not get the signal.
         preempted: True if it was ended, or ended itself, because its lease was preempted.
+        stopped: of a preempted one, the signal that then asked us to end.
     """
 
     code: int
     by: signal.Signals | None = None
     alone: bool = False
     preempted: bool = False
+    stopped: signal.Signals | None = None
 
 
 def supervise(
@@ -100,7 +102,8 @@ def supervise(
         teller.engine_silent(containers.engine, containers.silent)
     teller.ended(code)
     if supervision.preempted:
-        return CommandEnd(code, preempted=True)
+        supervision.note(signals.unread)
+        return CommandEnd(code, preempted=True, stopped=supervision.stopped_by)
     return CommandEnd(code, child.interrupted, child.had_terminal)
 
 
@@ -110,6 +113,7 @@ class _Supervision:
     Attributes:
         kill_at: time of the SIGKILL after the SIGTERM, on our clock; None: no SIGTERM was sent.
         preempted: True if the command's end came of a preemption.
+        stopped_by: the first signal by which a person, or our caller, asked for the end, or None.
     """
 
     def __init__(
@@ -127,7 +131,7 @@ class _Supervision:
         self._signals = signals
         self._teller = teller
         self._preemption = preemption
-        self._stopped_by_user = False
+        self.stopped_by: signal.Signals | None = None
         self.kill_at: float | None = None
         self.preempted = False
 
@@ -156,7 +160,13 @@ class _Supervision:
     def _was_stopped(self) -> bool:
         """Tell whether a person, or our caller, has ended the command meanwhile."""
         by = self._child.interrupted
-        return self._stopped_by_user or by not in {None, self._preemption.sends}
+        return self.stopped_by is not None or by not in {None, self._preemption.sends}
+
+    def note(self, signals: Sequence[signal.Signals]) -> None:
+        """Note the first of these that asks for the end."""
+        for number in signals:
+            if number in STOPPING:
+                self.stopped_by = self.stopped_by or number
 
     def _while_it_lives(self) -> int:
         child, killed = self._child, False
@@ -183,14 +193,13 @@ class _Supervision:
 
     def _while_beside_lives(self) -> None:
         """Let the command that runs beside an ended one go on until the window is over."""
-        while self._preemption.runs_beside and not self._lease.lost and not self._stopped_by_user:
-            for number in self._signals.wait(LOOK_S):
-                self._stopped_by_user |= number in STOPPING
+        while self._preemption.runs_beside and not self._lease.lost and self.stopped_by is None:
+            self.note(self._signals.wait(LOOK_S))
         self._preemption.end_beside(signal.SIGTERM)
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Pass a signal of ours on to the command, and continue a stopped one."""
-        self._stopped_by_user |= number in STOPPING
+        self.note([number])
         if number == signal.SIGTSTP:
             self._teller.not_stopped()
         elif number != signal.SIGCHLD:
@@ -224,6 +233,7 @@ class _Supervision:
                 self._child.terminate_rest(self._grace_s)
             elif local_now() >= self.kill_at:
                 self._child.kill_rest()
-            for number in self._signals.wait(LOOK_S):
-                if number in {signal.SIGINT, signal.SIGTERM}:  # our own caller has waited enough
-                    self.kill_at = 0.0
+            came = self._signals.wait(LOOK_S)
+            self.note(came)
+            if {signal.SIGINT, signal.SIGTERM} & {*came}:  # our own caller has waited enough
+                self.kill_at = 0.0

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,6 @@ from tests.unit.cli_runs import alive, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from agent_sdk.state.snapshot import LeaseStatus
     from agent_sdk.testing import TestBroker
@@ -342,6 +342,45 @@ def test_caller_that_ends_it_has_no_new_attempt(
             process.send_signal(signal.SIGTERM)
             assert process.wait(WITHIN_S) == (5 if moment == "window" else 128 + signal.SIGTERM)
             eventually(lambda: all(w.agent == "asker" for w in pool.client.queue()), 20)
+
+
+LEAVES = """
+trap 'echo saved; exit 0' USR1
+(trap '' TERM USR1; exec sleep 1000) &
+echo up $$; while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("leftovers", signal.SIGTERM), ("beside", signal.SIGINT), ("release", signal.SIGTERM)],
+)
+def test_caller_that_ends_it_between_two_attempts_has_no_new_one(
+    pool: TestBroker, moment: str, number: signal.Signals
+) -> None:
+    """After its command has ended, while leftovers, the one beside it, or the store are awaited."""
+    wish = "exec sleep 1000" if moment == "beside" else "SIGUSR1"
+    script = TOLD if moment == "beside" else LEAVES
+    if moment == "release":
+        script = LEAVES.replace("(trap '' TERM USR1; exec sleep 1000) &", "")
+    with victim(pool, "--on-preempt", wish, "--requeue", "--", "sh", "-c", script) as process:
+        pid = int(line(process).split()[-1])
+        with asker(pool):
+            told(process, "preempting")
+            if moment == "release":
+                pool.client.redis.client_pause(2000)
+            if moment == "beside":
+                os.kill(pid, signal.SIGKILL)
+            else:
+                assert line(process) == "saved"
+            if moment == "leftovers":
+                told(process, "left_behind")
+            eventually(lambda: not Path(f"/proc/{pid}").exists(), 20)  # it has seen the end
+            process.send_signal(number)
+            code = process.wait(WITHIN_S)
+            assert code == (-number if number == signal.SIGINT else 128 + number)
+            assert process.stderr is not None
+            assert "requeued" not in process.stderr.read()
 
 
 def test_revoked_lease_is_not_taken_for_a_preempted_one(pool: TestBroker) -> None:

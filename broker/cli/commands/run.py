@@ -194,6 +194,8 @@ def _attempts(
             return ended
         if not requeue:
             break
+        if ended.stopped is not None:
+            signal.raise_signal(ended.stopped)  # no new attempt, as in the queue
         guard.forget()
         teller.requeued(lease.token, attempt + 1)
         ask = {**ask, "after": lease.token}
