@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.engines.containers import LABEL, container_label
 from agent_sdk.engines.visible import AMD
-from agent_sdk.settings import whole_environment
 from broker.run.child import Child
 from broker.run.partition import NotLimitedError
 
@@ -144,7 +143,13 @@ class ContainerClient(Child):
 
 
 def contained(
-    runtime: Runtime, lease: Lease, words: Sequence[str], env: Mapping[str, str], *, numbered: bool
+    runtime: Runtime,
+    lease: Lease,
+    words: Sequence[str],
+    env: Mapping[str, str],
+    added: Mapping[str, str],
+    *,
+    numbered: bool,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs the user's words in a runtime, and its environment.
 
@@ -153,17 +158,17 @@ def contained(
         lease: the lease whose GPUs it gets.
         words: the runtime's own options, the image, and the command.
         env: the environment that the command would have without a container.
+        added: those of its variables that are for the command, and not our own environment's.
         numbered: give CUDA numbers. A container counts its own GPUs, from 0.
     """
     first, ours, env = [runtime, *OPTIONS[runtime]], lease.args(runtime), dict(env)
     if runtime == "bwrap":
         at = words.index("--")
         return [*first, *words[:at], *ours, *words[at:]], env
-    outer, own = whole_environment(), lease.env()
-    more = {name: env[name] for name in env if env[name] != outer.get(name) and name not in own}
     if runtime == "apptainer":  # it hands these on also with --cleanenv
-        env |= {f"APPTAINERENV_{name}": value for name, value in (own | more).items()}
+        env |= {f"APPTAINERENV_{name}": value for name, value in added.items()}
         return [*first, *ours, *words], env
+    more = [name for name in added if name not in lease.env()]
     if numbered and not any(d.uuid.startswith((AMD, "MIG-")) for d in lease.devices):
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(n) for n in range(len(lease.devices)))
     if lease.devices:

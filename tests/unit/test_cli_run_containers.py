@@ -15,8 +15,9 @@ import pytest
 
 from agent_sdk.engines.containers import LABEL, container_label
 from broker.attribution.processes import Programs
+from broker.run.containers import contained
 from tests.api.brokers import PROGRAM
-from tests.containers import GPUS, SYSTEM, args, podman, podman_in
+from tests.containers import GPUS, SYSTEM, args, lease, podman, podman_in
 from tests.stores import until
 from tests.unit.brokers import broker_of_the_file
 from tests.unit.cli_runs import run, settings
@@ -108,6 +109,34 @@ def test_container_has_the_lease_and_gives_its_code(
     assert not {"REDIS_URL", "SECRET"} & env.keys()
     assert left(engine) == ""
     assert pool.client.leases() == ()
+
+
+@pytest.mark.parametrize("mine", ["0.9", "0.05"])
+def test_container_is_bounded_whatever_our_own_environment_has(
+    pool: TestBroker, tmp_path: Path, mine: str
+) -> None:
+    """None of it reaches a container: a variable of an engine there is no setting of the user."""
+    program = tmp_path / "podman"
+    program.write_text('#!/bin/sh\n[ "$1" = run ] || exit 0\nprintf "%s\\n" "$@"; env\n')
+    program.chmod(0o755)
+    done = run(
+        pool, "--memory", "100", "--for", "jax", "--in", "podman", "--", "image",
+        PATH=f"{tmp_path}:{os.environ['PATH']}", XLA_PYTHON_CLIENT_MEM_FRACTION=mine,
+    )  # fmt: skip
+    assert "set already" not in done.stderr
+    said = done.stdout.splitlines()
+    assert "--env=XLA_PYTHON_CLIENT_MEM_FRACTION" in said
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.05" in said
+
+
+def test_apptainer_hands_the_variables_on_as_the_command_has_them() -> None:
+    """It counts the machine's GPUs: the numbers of an engine that reads numbers stay."""
+    added = {"CUDA_VISIBLE_DEVICES": "1", "GPU_BROKER_ATTEMPT": "2"}
+    env = {"HOME": "/root", **added}
+    _, found = contained(
+        "apptainer", lease(GPUS[1]), ["image"], env, added, numbered=True
+    )  # fmt: skip
+    assert found == env | {f"APPTAINERENV_{name}": value for name, value in added.items()}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ from broker.run.wait import get_lease
 from broker.text.units import Duration, doubt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent_sdk import Lease, LeaseClient
     from agent_sdk.engines.containers import Runtime
     from agent_sdk.engines.visible import Visible
@@ -249,16 +251,18 @@ def _run(
     try:
         if lease.trusted_s < SHORT_S:
             client.keep(lease)
-        words, env = _prepared(lease, how, teller)
-        env |= more
+        outer = _outer(lease)
+        own = {} if how.own_engine else outer  # its containers get none of ours
+        words, added = _prepared(lease, how, teller, own)
+        added |= more
         mode = "off"
         if lease.devices:
             limits = client.limits_on(device.uuid for device in lease.devices)
-            env |= _under_mps(lease, limits, teller)
+            added |= _under_mps(lease, limits, teller, own)
             mode = "required" if how.enforce else limits.memory_limit
-        containers = None
+        env, containers = outer | added, None
         if how.runtime:
-            words, env = contained(how.runtime, lease, words, env, numbered=_numbered(how))
+            words, env = contained(how.runtime, lease, words, env, added, numbered=_numbered(how))
         if how.own_engine:
             without_limit(how.own_engine, mode, teller)
             containers, mode = Containers(how.own_engine, lease.token), "off"
@@ -284,27 +288,40 @@ def _numbered(how: _Start) -> bool:
     return by_default or how.visible == "index"
 
 
-def _prepared(lease: Lease, how: _Start, teller: Progress) -> tuple[list[str], dict[str, str]]:
-    """Return the command and its environment, with the settings of its engine."""
-    outer, words = dict(whole_environment()), list(how.command)
-    form: Visible | None = "uuid" if how.own_engine else how.visible
+def _outer(lease: Lease) -> dict[str, str]:
+    """Return our environment, without variables that select again among AMD's GPUs."""
+    outer = dict(whole_environment())
     for name in OF_OTHERS if on_amd(lease.devices) else ():
         outer.pop(name, None)
+    return outer
+
+
+def _prepared(
+    lease: Lease, how: _Start, teller: Progress, own: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command, and the variables to add for it, with the settings of its engine.
+
+    `own`: the variables that it has besides.
+    """
+    words = list(how.command)
+    form: Visible | None = "uuid" if how.own_engine else how.visible
     if how.engine is None or lease.on_cpu:
-        return words, outer | lease.env(visible=form)
+        return words, lease.env(visible=form)
     if form is None:
         in_vain = reads_numbers_in_vain(how.engine, lease)
         form = "index" if ENGINES[how.engine].numbers and not in_vain else "uuid"
         if in_vain:
             teller.unbounded(how.engine, in_vain)
-    env = outer | lease.env(visible=form)
-    setup = set_up(words, how.engine, lease, outer)
+    env = lease.env(visible=form)
+    setup = set_up(words, how.engine, lease, own)
     teller.engine_set_up(how.engine, setup)
     return setup.words, env | setup.env
 
 
-def _under_mps(lease: Lease, limits: DeviceLimits, teller: Progress) -> dict[str, str]:
+def _under_mps(
+    lease: Lease, limits: DeviceLimits, teller: Progress, own: Mapping[str, str]
+) -> dict[str, str]:
     """Return MPS's limits of the lease, except those that the user has set."""
-    added, kept = without_own(mps_environment(lease, limits), whole_environment())
+    added, kept = without_own(mps_environment(lease, limits), own)
     teller.mps(added, kept)
     return added
