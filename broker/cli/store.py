@@ -36,6 +36,9 @@ DEADLINE_S = 1.0
 
 START_ONE = "Start one with: gpu-broker serve, or name its server in REDIS_URL"
 
+START_THAT = "Start that server, or name one that suits in REDIS_URL"
+"""Way out where a server is named: gpu-broker serve starts none then."""
+
 WAYS_OUT = {
     "closed": "It opens by itself, within a minute: try again then",
     "not_ready": "Or gpu-broker host on a machine with GPUs; REDIS_URL and GPU_BROKER_POOL name"
@@ -88,7 +91,8 @@ def connect(client_name: str, deadline_s: float) -> LeaseClient:
 
 def way_out(error: LeaseError) -> str:
     """Return a sentence about the way out when a pool does not answer as it should."""
-    return WAYS_OUT.get(error.code, START_ONE)
+    start = START_ONE if read_settings().embedded else START_THAT
+    return WAYS_OUT.get(error.code, start)
 
 
 def lease_error(error: RedisError) -> LeaseError:

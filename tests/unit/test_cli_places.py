@@ -253,7 +253,19 @@ def test_store_that_is_away_brings_a_way_out(command: str) -> None:
     )  # fmt: skip
     assert done.returncode == 69
     assert "Redis cannot be reached" in done.stderr
-    assert "Start one with: gpu-broker serve" in done.stderr
+    assert "Start that server, or name one that suits in REDIS_URL" in done.stderr
+    assert "gpu-broker serve" not in done.stderr  # it starts no server where one is named
+
+
+@pytest.mark.parametrize("command", ["status", "hooks list", "run --memory 1MiB -- true"])
+def test_embedded_store_that_is_away_is_started_by_serve(command: str, tmp_path: Path) -> None:
+    """No server is named, so it is the embedded one."""
+    done = subprocess.run(
+        [PROGRAM, *command.split()], env=environment(GPU_BROKER_STATE_DIR=str(tmp_path)),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 69
+    assert "tart one with: gpu-broker serve, or name its server in REDIS_URL" in done.stderr
 
 
 @pytest.mark.parametrize(
