@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from agent_sdk.client import LeaseClient
 from agent_sdk.errors import StillWaiting, TeamLimit
 from agent_sdk.store.store import Store
 from agent_sdk.testing import _report
+from tests.api.brokers import PROGRAM, environment
 from tests.program import called
 
 if TYPE_CHECKING:
@@ -106,6 +108,31 @@ def _refusal(pool: LeaseClient, model: str, teams: dict[str, Any]) -> TeamLimit:
     with pytest.raises(TeamLimit) as refused:
         pool.acquire("ann", team="nlp", host="any", model=model, memory_mb=9)
     return refused.value
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--team typo", "team typo is not in"),
+        ("--team nlp --priority 9", "a priority of at most 5"),
+    ],
+)
+def test_refusal_for_a_team_says_where_its_limits_are(
+    lab: LeaseClient, options: str, says: str
+) -> None:
+    """The list of GPUs does not have them."""
+    lab.set_teams({"nlp": {"nominal_mb": 1000, "max_priority": 5}})
+    where = {"REDIS_URL": lab.store.url, "GPU_BROKER_POOL": lab.keys.pool_name}
+    for command in ("run -- true", "acquire"):
+        words = [command.split()[0], *options.split(), *command.split()[1:]]
+        done = subprocess.run(
+            [PROGRAM, *words], env=environment(GPU_BROKER_HOSTNAME="h1", **where),
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert "gpu-broker teams -o wide shows each team's limits" in done.stderr
+        assert "gpu-broker status" not in done.stderr
 
 
 def test_lists_are_filtered_by_team(lab: LeaseClient) -> None:

@@ -13,6 +13,7 @@ from agent_sdk.errors import (
     LeaseError,
     OutcomeUnknown,
     SafeMode,
+    TeamLimit,
 )
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.own_words import in_options
@@ -70,6 +71,8 @@ def explained(
         code, advice = NOT_IN_TIME, late
     elif isinstance(error, BadRequest):
         text, code, advice = in_options(text), FAILED, f"gpu-broker {command} --help says more"
+    elif isinstance(error, TeamLimit):
+        code, advice = FAILED, "gpu-broker teams -o wide shows each team's limits"
     else:
         code, advice = FAILED, "gpu-broker status shows what there is"
     teller.failed(error.code, f"{text}; {advice[0].lower()}{advice[1:]}")
