@@ -236,7 +236,7 @@ def test_command_without_a_store_ends_69_with_a_hint(command: str) -> None:
     answer = call(*command.split(), REDIS_URL="redis://user:hunter2@127.0.0.1:1")
     assert answer.returncode == 69, answer.stderr
     assert time.monotonic() - began < 4
-    assert "gpu-broker serve" in answer.stderr
+    assert "Start that server, or name one that suits in REDIS_URL" in answer.stderr
     assert "hunter2" not in answer.stderr
 
 

@@ -146,7 +146,7 @@ def test_store_that_is_away_is_69_or_runs_on_the_cpu(pool: TestBroker) -> None:
     away = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
     done = run(pool, "--memory", "10", "--", "echo", "ran", **away)
     assert (done.returncode, done.stdout) == (69, "")
-    assert "gpu-broker serve" in done.stderr
+    assert "start that server, or name one that suits in REDIS_URL" in done.stderr
     done = run(pool, "--memory", "10", "--or-cpu", "-q", "--", "echo", "ran", **away)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
 
