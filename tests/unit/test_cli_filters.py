@@ -81,6 +81,28 @@ def test_status_shows_the_part_that_is_asked_for(
     assert f"{len(want)} GPU" in text
 
 
+def test_part_without_a_gpu_says_what_matches(pool: TestBroker) -> None:
+    """Nothing, of `status` and `top` alike; a lease on the CPU is something."""
+    held = pool.client.acquire("cay", host="elsewhere", on_unavailable="cpu")
+    for command in (("status",), ("top", "--once")):
+        none = on(pool, *command, "--agent", "nobody").stdout
+        assert "nothing matches --agent nobody: gpu-broker status shows all" in none
+        assert "no process" not in none
+        text = on(pool, *command, "--agent", "cay").stdout
+        assert "nothing matches" not in text
+        assert "cay" in text
+    pool.client.release(held)
+
+
+@pytest.mark.parametrize("asked", [("--host", "elsewhere"), ("--state", "away")])
+def test_hosts_that_a_filter_leaves_out_are_no_such_hosts(
+    pool: TestBroker, asked: tuple[str, str]
+) -> None:
+    """The pool has others."""
+    assert on(pool, "hosts", *asked).stdout.startswith("no such hosts")
+    assert found(pool, "hosts", *asked)["total"] == 0
+
+
 @pytest.mark.parametrize("command", ["status", "top", "leases", "hosts", "queue"])
 def test_state_that_there_is_none_of_is_refused(pool: TestBroker, command: str) -> None:
     """With those that there are; it is no word that nothing matches."""

@@ -44,7 +44,7 @@ def hosts(name: str | None, state: str | None, limit: int | None, output: str) -
         matching = [x for x in every if name in {None, x.host} and _is(x, state, pool.now_ms)]
         found = first(matching, limit)
         taking = {device.host for device in client.devices() if not device.drained}
-    rows, wide = [], output == "wide"
+    rows, wide, such = [], output == "wide", "such " if name or state else ""
     for host in found:
         silent_ms = pool.now_ms - host.reported_ms
         alive = host.alive(pool.now_ms)
@@ -57,7 +57,7 @@ def hosts(name: str | None, state: str | None, limit: int | None, output: str) -
         more = (age(host.deadline_ms),) if wide else ()
         rows.append((host.host, state, str(host.devices), age(silent_ms), host.version, *more))
     head = (*HEAD, "DEADLINE") if wide else HEAD
-    text = table(head, rows) if rows else _none(name, every)
+    text = table(head, rows) if rows else _none(such, name, every)
     said = [
         line for host in found if host.alive(pool.now_ms) for line in said_of(host, pool.now_ms)
     ]
@@ -78,8 +78,8 @@ def _is(host: HostStatus, state: str | None, now_ms: int) -> bool:
     return state is None or host.alive(now_ms) == (state == "alive")
 
 
-def _none(name: str | None, every: Iterable[HostStatus]) -> str:
-    """Say that there is no such host, with the nearest name."""
+def _none(such: str, name: str | None, every: Iterable[HostStatus]) -> str:
+    """Say that there are no hosts, or none that is asked for, with the nearest name."""
     known = {host.host for host in every}
     meant = did_you_mean(name, known) if name and name not in known else ""
-    return f"no hosts{meant and f': {meant}'}"
+    return f"no {such}hosts{meant and f': {meant}'}"

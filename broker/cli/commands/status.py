@@ -178,8 +178,8 @@ def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     if seen.waiting and not seen.filtered:
         parts.append(f"{seen.waiting} waiting: gpu-broker queue")
     parts += notes_on_hosts(scene.hosts.values(), scene.pool.now_ms, width)
-    if seen.filtered and not scene.devices:
-        parts.append(f"nothing matches {' '.join(_words(seen.asked))}: gpu-broker status shows all")
+    if seen.filtered:
+        parts += unmatched(seen)
     elif not scene.devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
     head: tuple[str, ...] = (*HEAD, "") if wide else HEAD
@@ -199,8 +199,12 @@ def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     return "\n\n".join(parts)
 
 
-def _words(asked: dict[str, Any]) -> list[str]:
-    return [f"--{name} {value}" for name, value in asked.items() if value]
+def unmatched(seen: Seen) -> list[str]:
+    """Say which filters nothing matches; no line where something does, as a lease on the CPU."""
+    if not seen.filtered or seen.scene.devices or seen.scene.leases:
+        return []
+    words = (f"--{name} {value}" for name, value in seen.asked.items() if value)
+    return [f"nothing matches {' '.join(words)}: gpu-broker status shows all"]
 
 
 def pool_line(seen: Seen, pool: str, width: int | None) -> str:

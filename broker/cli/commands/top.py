@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from agent_sdk.state.finding_kinds import KINDS
-from broker.cli.commands.status import DEFAULT, NOT_READY, look, pool_line
+from broker.cli.commands.status import DEFAULT, NOT_READY, look, pool_line, unmatched
 from broker.cli.filters import MOST_GPUS, limited, of_agent, of_device_state, of_team, on_host
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.watch import watch
@@ -131,7 +131,7 @@ def as_text(seen: Seen, sort: str, pool: str = DEFAULT) -> str:
     parts += [table(AGENTS, found, width=width, gives=(0,))] if found else []
     parts += [table(PROCESSES, rows, width=width, gives=(7, 3, 2, 0))] if rows else []
     if not rows:
-        parts.append("no process on a GPU is seen")
+        parts += unmatched(seen) or ["no process on a GPU is seen"]
     return "\n\n".join(parts)
 
 
