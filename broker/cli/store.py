@@ -17,6 +17,7 @@ from agent_sdk.errors import (
     Denied,
     LeaseError,
     OutcomeUnknown,
+    UnknownToken,
     error_for,
 )
 from agent_sdk.settings import read_settings
@@ -47,6 +48,8 @@ WAYS_OUT = {
     " or give this one the right (ACL SETUSER)",
     "outcome_unknown": "Try again: gpu-broker leases shows what was done",
     "store_full": "Raise maxmemory of the store; what gives back goes on meanwhile",
+    "unknown_token": "gpu-broker leases and gpu-broker queue list what lives; a token is known for"
+    " 15 minutes after its end",
 }
 """Ways out, by code, where starting another store would not help."""
 
@@ -67,6 +70,8 @@ def pool_client() -> Iterator[LeaseClient]:
         if isinstance(error, (BrokerUnavailable, OutcomeUnknown, Denied)):
             say(way_out(error), err=True)
             sys.exit(DENIED if isinstance(error, Denied) else UNAVAILABLE)
+        if isinstance(error, UnknownToken):
+            say(way_out(error), err=True)
         sys.exit(FAILED)
 
 

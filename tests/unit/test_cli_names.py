@@ -127,6 +127,26 @@ def test_letters_with_which_no_token_begins_say_where_tokens_are(
     assert (short.returncode, "write 8 letters" in short.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "{}"),
+        ("wait", "{}"),
+        ("extend", "{}", "1h"),
+        ("release", "{}"),
+        ("revoke", "{}", "--reason", "x"),
+    ],
+)
+def test_whole_token_that_is_unknown_says_where_tokens_are(
+    pool: TestBroker, words: tuple[str, ...]
+) -> None:
+    """It may have been mistyped, or have ended long ago."""
+    unknown = on(pool, *(word.format("5a37a41f" * 4) for word in words))
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "nothing is known of" in unknown.stderr
+    assert "gpu-broker leases" in unknown.stderr
+
+
 def test_release_looks_at_every_token_before_it_gives_one_back(pool: TestBroker) -> None:
     """It tells what it has given back, also beside letters with which none begins."""
     names = ["shared-beginning-1", "shared-beginning-2", "one-of-its-own-kind"]
