@@ -263,6 +263,8 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     begins = [line.strip() for line in answer.stdout.splitlines() if "Example" in line]
     assert all(re.fullmatch(r"Examples?( of a file)?:", line) for line in begins), begins
     assert "\\b" not in answer.stdout
+    sentences = answer.stdout.partition("Example")[0].splitlines()
+    assert max(map(len, sentences)) <= 80  # a terminal's width: they wrap
     # without a name a command means the lease of this shell, or is wrong
     assert answer.stdout.count("xargs") == answer.stdout.count("xargs -r")
 

@@ -71,7 +71,6 @@ def undrain(name: str, reason: str, output: str) -> None:
 def forget(name: str, reason: str, output: str) -> None:
     """Remove a device, or a host with all its devices, from the pool.
 
-    \b
     For what is gone for good: it leaves lists, totals and alerts. It is refused while a lease is on
     it. What is still there comes back with its host's next report, within seconds, as new: without
     its drain. To empty a host for maintenance, drain it. The pool also forgets by itself: see

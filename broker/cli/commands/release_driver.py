@@ -41,10 +41,9 @@ LONGEST_S: Final = 86_400.0
 def release_driver(name: str, for_s: float, end: bool, reason: str, output: str) -> None:
     """Make a host's reporter let go of the driver, so that a GPU can be reset.
 
-    \b
-    Nothing may have a GPU open while nvidia-smi resets it. Until the end the host's
-    GPUs take no new leases and their readings are unknown; leases on them run on.
-    The exit code is 1 while the reporter has not let go.
+    Nothing may have a GPU open while nvidia-smi resets it. Until --end, or until --for is over, the
+    host's GPUs take no new leases and their readings are unknown; leases on them run on. The exit
+    code is 1 while the reporter has not let go.
 
     \b
     Examples:
