@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from agent_sdk.errors import error_for
+from agent_sdk.errors import BrokerUnavailable, error_for
 from agent_sdk.protocol.messages import SCHEMA, SCHEMA_WITH_MODELS, Answer, Read
 from agent_sdk.protocol.refusals import schema_mismatch
 from agent_sdk.protocol.replies import of_known_form
@@ -127,8 +127,15 @@ def read_atomically(
     the word QUEUED for the answer. HGETALL, HMGET and LRANGE are.
     Instead of an answer there may be the server's error, where a key is of another type than it
     should be: `hash_in` and `list_in` then find nothing.
+
+    A server at maxmemory refuses every command of a transaction: it is read one by one.
     """
-    answer = yield Read((("MULTI",), *commands, ("EXEC",)))
+    try:
+        answer = yield Read((("MULTI",), *commands, ("EXEC",)))
+    except BrokerUnavailable as error:
+        if error.code != "store_full":
+            raise
+        return (yield Read(commands)).raw
     return _answers(answer, len(commands))
 
 

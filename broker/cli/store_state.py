@@ -13,7 +13,7 @@ from agent_sdk.settings import read_settings
 from agent_sdk.store.store import Store
 from broker.cli.finding import Diagnosis, Severity
 from broker.maintenance.advisories import advisory
-from broker.maintenance.store_check import problem_of
+from broker.maintenance.store_check import memory_in, problem_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -55,9 +55,9 @@ async def store_state() -> tuple[dict[str, str], list[Diagnosis]]:
         "store": url,
         "server": _server(info),
         "verbs": verbs,
-        "memory": f"{info.get('used_memory_human')}, policy {info.get('maxmemory_policy')}",
+        "memory": _memory(info),
         "persistence": "AOF on" if durable else "AOF off",
-    }, findings + _holes(advisory(info)) + ([] if durable else [FORGETFUL])
+    }, findings + _room(info) + _holes(advisory(info)) + ([] if durable else [FORGETFUL])
 
 
 FORGETFUL: Final = Diagnosis(
@@ -132,6 +132,21 @@ async def _told(redis: Redis) -> tuple[dict[str, Any], str]:
         return await redis.info("server"), denied  # enough for the scripts
     except ResponseError:
         return {}, denied
+
+
+def _memory(info: dict[str, Any]) -> str:
+    limit = f" of {info['maxmemory_human']}" if info.get("maxmemory") else ""
+    return f"{info.get('used_memory_human')}{limit}, policy {info.get('maxmemory_policy')}"
+
+
+def _room(info: dict[str, Any]) -> list[Diagnosis]:
+    """Return a finding if the store's memory is nearly used up."""
+    memory = memory_in(info)
+    if memory is None or not memory.nearly_full:
+        return []
+    said = f"{info.get('used_memory_human')} of {info.get('maxmemory_human')}"
+    remedy = "raise maxmemory, or keep fewer days of use: gpu-broker policy set usage_days=90"
+    return [Diagnosis(f"the store is nearly full, {said}: then it takes no new leases", remedy)]
 
 
 def _holes(known: str | None) -> list[Diagnosis]:

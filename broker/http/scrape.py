@@ -15,6 +15,7 @@ from broker.http.auth import Viewer
 from broker.http.document.described import DescribedRoute
 from broker.http.openapi import EVERYWHERE
 from broker.live.slices import PIECE, Turns, answer
+from broker.maintenance.store_check import memory_of
 from broker.metrics.pool import PoolReading
 from broker.replica import At
 
@@ -75,6 +76,7 @@ async def _reading(broker: Broker) -> PoolReading:
         await _hooks(broker),
         teams,
         await client.usage_totals(sorted({DEFAULT_TEAM, *(team.name for team in teams)})),
+        await memory_of(client.redis),
     )
 
 

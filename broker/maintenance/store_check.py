@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 OLDEST_REDIS, OLDEST_VALKEY = (7, 0), (7, 2)
+
+NEARLY_FULL: Final = 0.9
+"""Part of its limit from which on a store's memory is worth a warning."""
+
+
+class StoreMemory(NamedTuple):
+    """Memory of a server, bytes. `limit`: its maxmemory; 0: it has none."""
+
+    used: int
+    limit: int
+
+    @property
+    def nearly_full(self) -> bool:
+        """True if new leases may soon be refused."""
+        return self.limit > 0 and self.used >= NEARLY_FULL * self.limit
 
 
 async def problem_of(redis: Redis) -> str | None:
@@ -38,6 +53,22 @@ async def problem_of(redis: Redis) -> str | None:
         or _read_only(info)
         or _full(info)
     )
+
+
+async def memory_of(redis: Redis) -> StoreMemory | None:
+    """Return the memory of this server; None: it does not tell."""
+    try:
+        async with one_connection(redis) as one:
+            return memory_in(await one.info("memory"))
+    except RedisError:
+        return None
+
+
+def memory_in(info: dict[str, Any]) -> StoreMemory | None:
+    """Return the memory that an INFO tells; None: it tells none."""
+    if "used_memory" not in info:
+        return None
+    return StoreMemory(int(info["used_memory"]), int(info.get("maxmemory", 0)))
 
 
 def _sentinel(info: dict[str, Any]) -> str | None:
@@ -85,8 +116,8 @@ def _read_only(info: dict[str, Any]) -> str | None:
 
 
 def _full(info: dict[str, Any]) -> str | None:
-    most, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-    if not most or used < most:
+    memory = memory_in(info)
+    if memory is None or not 0 < memory.limit <= memory.used:
         return None
     return (
         f"Redis is at maxmemory ({info.get('maxmemory_human')}), so no new leases fit: "

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
     from agent_sdk.teams.status import TeamStatus
+    from broker.maintenance.store_check import StoreMemory
 
 OTHER: Final = "other"
 
@@ -53,6 +54,7 @@ class PoolReading:
         hooks: the webhooks.
         teams: those with a policy, and the default one; none, where no team has a policy.
         usage: totals of use, of those with a policy and the default one.
+        memory: that of the store's server; None: it does not tell.
     """
 
     pool: PoolStatus
@@ -64,6 +66,7 @@ class PoolReading:
     hooks: HooksSeen = field(default_factory=HooksSeen)
     teams: Sequence[TeamStatus] = ()
     usage: UsageTotals = field(default_factory=UsageTotals)
+    memory: StoreMemory | None = None
 
 
 def pool_families(seen: PoolReading) -> Iterator[Metric]:
@@ -78,6 +81,7 @@ def pool_families(seen: PoolReading) -> Iterator[Metric]:
     yield from hook_families(seen.hooks)
     yield from team_families(pool, seen.teams)
     yield from usage_families(seen.usage)
+    yield from _store(seen.memory)
 
 
 def device_families(
@@ -180,6 +184,15 @@ def _leases(pool: PoolStatus) -> Iterator[Metric]:
         if name.startswith(REFUSED):
             refused.add_metric([name.removeprefix(REFUSED)], count)
     yield refused
+
+
+def _store(memory: StoreMemory | None) -> Iterator[Metric]:
+    if memory is None:
+        return
+    yield _gauge("redis_memory_used_bytes", "Memory that the store uses.", memory.used)
+    if memory.limit:
+        yield _gauge("redis_memory_limit_bytes", "Its maxmemory, at which it takes no new leases.",
+                     memory.limit)  # fmt: skip
 
 
 def _queue(pool: PoolStatus, oldest_ms: int | None) -> Iterator[Metric]:

@@ -15,6 +15,7 @@ from agent_sdk.state.events import Event
 from broker.live.durations import MOST
 from broker.metrics import Metrics
 from tests.api.brokers import GRANTING, Broker, eventually
+from tests.program import called
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -145,6 +146,49 @@ def test_redis_that_is_away_is_told(own: Server) -> None:
         server.process.kill()
         found = eventually(lambda: (x := samples(broker))["gpu_broker_redis_up"] == 0 and x, 10)
         assert not any(name.startswith("gpu_broker_leases") for name in found)
+
+
+def test_store_that_fills_up_is_told_beforehand(own: Server) -> None:
+    """Its memory and its limit, of which there is none without one; doctor warns from .9 on."""
+
+    def store(broker: Broker, limit_mb: int) -> tuple[float, float | None]:
+        with server.connect() as redis:
+            redis.config_set("maxmemory", limit_mb * 2**20)
+        found = samples(broker)
+        limit = found.get("gpu_broker_redis_memory_limit_bytes")
+        return found["gpu_broker_redis_memory_used_bytes"] / 2**20, limit and limit / 2**20
+
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        broker.wait()
+        used_mb, limit_mb = store(broker, 0)
+        assert (0 < used_mb < 50, limit_mb) == (True, None)
+        assert store(broker, 100)[1] == 100
+        well = called("doctor", REDIS_URL=server.url)
+        assert "of 100.00M" in well.stdout
+        assert "nearly full" not in well.stdout
+        with server.connect() as redis:
+            redis.config_set("maxmemory", 0)
+            redis.set("padding", bytes(64 * 2**20))
+        used_mb, _ = store(broker, 200)
+        assert store(broker, round(used_mb / 0.95))[0] > 64
+        full = called("doctor", REDIS_URL=server.url)
+        assert "the store is nearly full" in full.stdout
+        assert full.returncode == 1
+
+
+def test_store_at_maxmemory_is_read_as_before(own: Server) -> None:
+    """Metrics and use, for which some servers refuse the transactions then."""
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        broker.wait().granted(agent="ann", min_memory_mb=500)
+        with server.connect() as redis:
+            redis.config_set("maxmemory", 2**19)
+        assert broker.lease(min_memory_mb=1, on_unavailable="refuse").status_code == 503
+        found = samples(broker)
+        assert found['gpu_broker_leases{state="active"}'] == 1
+        assert found["gpu_broker_redis_memory_limit_bytes"] == 2**19
+        (row,) = broker.http.get("/usage").json()["rows"]
+        assert (row["agent"], row["running"]) == ("ann", 1)
+        assert broker.http.get("/history").status_code == 200
 
 
 def test_flow_forgets_the_oldest_of_too_many_waiters() -> None:
