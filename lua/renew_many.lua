@@ -95,7 +95,9 @@ for at = FIRST, last, 3 do
   if ended >= MOST_ENDED or keys >= MOST_KEYS then break end
   local token, fence, ttl_ms = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local record, n = prefix .. 'record:' .. token, #said
-  local row = rows[token] or call('HMGET', record, unpack(OF_LEASE))
+  local row = rows[token]
+  -- A notice may have been withdrawn since, for a waiter that was offered something else
+  if not row or row[9] then row = call('HMGET', record, unpack(OF_LEASE)) end
   local held, ends_at_ms, hold_until_ms = row[2], row[4], row[5]
   local tag, why
   if row[1] ~= 'active' or fence ~= held and fence ~= '' or row[6]

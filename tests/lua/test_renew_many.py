@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.lua.costs import commands
+from tests.lua.reserved import DAY_MS
+from tests.lua.waiters import state, wait
 from tests.pools import Pool, device, granted, said, token
 
 if TYPE_CHECKING:
@@ -135,6 +137,30 @@ def test_notice_reaches_the_holder(gpu: Pool) -> None:
         "",
         "idle,overuse",
     ]
+
+
+def test_notice_that_the_call_itself_withdraws_is_none(gpu: Pool) -> None:
+    """It first offers what one before left over, and a waiter may so need no lease to end."""
+    gpu.set_policy(reclaim_after_s=1)
+    gpu.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    lease = hold(gpu, A, memory_mb=900, ttl_ms=0, preemptible=1)
+    gpu.report(tuple(device(f"gpu-{n}", index=n) for n in range(8)), host="h2", deadline_ms=DAY_MS)
+    gpu.drain("h2", "host")
+    small = {f"small-{n}": 2**n for n in range(5, 9)}  # as many offers as a call makes
+    for _ in range(2):
+        for name, mb in small.items():
+            wait(gpu, name, memory_mb=mb, exclusive=1, host="h2", priority=9)
+        wait(gpu, "large", memory_mb=800, priority=5)
+        gpu.skew(2000)
+    assert "preempt_at_ms" in gpu.hash(f"record:{A}")
+    gpu.drain("h2", "host", drained=0)
+    assert state(gpu, "large") == "waiting"
+    ((tag, ends_ms, notice),) = outcomes(gpu.renew_many(lease))
+    assert state(gpu, "large") == "offered"
+    now_ms, record = int(gpu.hash("pool")["last_ms"]), gpu.hash(f"record:{A}")
+    assert (tag, ends_ms - now_ms, notice) == ("RENEWED", 315_360_000_000, "")
+    assert int(record["expires_at_ms"]) == ends_ms
+    assert gpu.redis.zscore(gpu.keys.deadlines, A) == ends_ms
 
 
 def test_owner_of_another_sees_nothing(gpu: Pool) -> None:
