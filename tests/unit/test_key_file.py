@@ -120,7 +120,7 @@ def test_line_that_is_none_is_an_error_with_its_number(line: str) -> None:
 
 
 def test_change_of_a_file_with_a_wrong_line_names_that_line(tmp_path: Path) -> None:
-    """Which is to be mended; the file stays as it is."""
+    """The one that is to be mended; the file stays as it is."""
     file = tmp_path / "keys"
     add(file, "ann", "operator")
     file.write_text(f"{file.read_text()}half of a line\n")
