@@ -85,7 +85,7 @@ class Hook:
     @property
     def is_web(self) -> bool:
         """True of a webhook, False of a chat."""
-        return urlsplit(self.url).scheme in WEB
+        return has_web_scheme(self.url)
 
     @property
     def state(self) -> str:
@@ -125,6 +125,11 @@ def hook_of(name: str, row: Mapping[str, str]) -> Hook | None:
 
 def _number(value: str) -> int:
     return int(value) if value.isdecimal() and len(value) <= LONGEST else 0
+
+
+def has_web_scheme(url: str) -> bool:
+    """Tell whether a URL is a webhook's, be it well-formed or not."""
+    return url.partition("://")[0].lower() in WEB
 
 
 def checked_name(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.errors import error_for
 from broker.hooks import chat
-from broker.hooks.hook import WEB, Hook, checked_events, checked_name, checked_secret
+from broker.hooks.hook import Hook, checked_events, checked_name, checked_secret, has_web_scheme
 from broker.hooks.hook import checked_web_url as web_url
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def new_hook(
     Raises:
         BadRequest: an argument is wrong.
     """
-    is_web = url.partition("://")[0].lower() in WEB
+    is_web = has_web_scheme(url)
     if secret and not is_web:
         raise error_for("bad_request", "only requests over HTTP are signed: leave the secret out")
     return Hook(

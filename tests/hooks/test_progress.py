@@ -257,6 +257,10 @@ def test_hash_that_another_hand_wrote_can_be_read() -> None:
         assert row_of(found, end)["backlog"] <= 5
         assert json.dumps(row_of(found, end))
     assert hook_of("ops", {}) is None
+    for url, is_web in (("http://[::1", True), ("HTTP://h]x", True), ("x", False), ("//[", False)):
+        broken = hook_of("ops", {"url": url})
+        assert broken is not None
+        assert broken.is_web is is_web
 
 
 def test_pauses_grow_to_a_bound() -> None:

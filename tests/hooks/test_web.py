@@ -169,8 +169,12 @@ async def test_body_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"secret": ""}, {"secret": "whsec_%"}, {"url": "http://a b/"}, {"url": "http://x:y"}]
-)
+    "wrong",
+    [
+        {"secret": ""}, {"secret": "whsec_%"}, {"url": "http://a b/"}, {"url": "http://x:y"},
+        {"url": "http://[::1"},
+    ],
+)  # fmt: skip
 async def test_hook_that_another_hand_wrote_fails_in_words(wrong: dict[str, str]) -> None:
     """Like any other failure: it is tried again, and disabled in the end."""
     outcome = await sent(replace(new_hook("http://127.0.0.1:9/"), **wrong))
