@@ -170,8 +170,9 @@ class HookDelivery:
     async def _failed(self, outcome: SendOutcome) -> None:
         """Write a failure; disable the hook after too many, or if the receiver asks for that."""
         hook, now_ms = self.hook, await self._now_ms()
-        tried = now_ms - hook.error_ms <= UNTRIED_S * 1000
-        since_ms = (tried and hook.failing_since_ms) or now_ms
+        goes_on = now_ms - hook.error_ms <= UNTRIED_S * 1000
+        attempts = hook.attempts + 1 if goes_on else 1
+        since_ms = (goes_on and hook.failing_since_ms) or now_ms
         reason = ""
         if outcome.gone:
             reason = f"the receiver wants nothing any more: {outcome.said}"
@@ -180,7 +181,7 @@ class HookDelivery:
         log.warning("hook %s: %s%s", hook.name, outcome.said, "; it is disabled" * bool(reason))
         self._ways.count("failed")
         await self._write(
-            failed=hook.failed + 1, attempts=hook.attempts + 1, failing_since_ms=since_ms,
+            failed=hook.failed + 1, attempts=attempts, failing_since_ms=since_ms,
             error=outcome.said, error_ms=now_ms, disabled=reason,
         )  # fmt: skip
 
