@@ -8,11 +8,14 @@ ends, and ended after the command.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import shutil
 import signal
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from broker.run.processes import parents
 from broker.run.terminal import Terminal
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 _libc = ctypes.CDLL(None)
+
+BINARY_BYTES: Final = 128
+"""First bytes of a program, of which one is 0 where it is no text."""
 
 TERMINAL_STOPS = (signal.SIGTTIN, signal.SIGTTOU)
 """Signals that stop a background command which reads the terminal or sets it."""
@@ -79,14 +85,12 @@ class Child:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._guard, self._inherited, self._terminal = guard, inherited, Terminal()
         self._beside: Beside | None = None
-        self._process = subprocess.Popen(  # noqa: S603 - the user's command
-            command,
-            env=env,
-            process_group=0,
-            restore_signals=False,  # before_exec does: a write to a dead guard must not raise here
-            close_fds=False,  # exec closes what we open; what we inherited is the command's
-            preexec_fn=_before_exec(command, env, guard, inherited),  # noqa: PLW1509 - calls alone
-        )
+        try:
+            self._process = self._started(command, env)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC or not (script := _script(command[0], env)):
+                raise
+            self._process = self._started(["/bin/sh", script, *command[1:]], env)
         self.pid = self._process.pid
         self.stopped = False
         self.interrupted: signal.Signals | None = None
@@ -94,17 +98,20 @@ class Child:
         self._wants_terminal = False
         self._offer_terminal()
 
+    def _started(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - the user's command
+            words,
+            env=env,
+            process_group=0,
+            restore_signals=False,  # before_exec does: a write to a dead guard must not raise here
+            close_fds=False,  # exec closes what we open; what we inherited is the command's
+            preexec_fn=_before_exec(words, env, self._guard, self._inherited),  # noqa: PLW1509 - calls alone
+        )
+
     def start_beside(self, words: Sequence[str], env: Mapping[str, str]) -> Beside | None:
         """Start a process that ends with us, as the command does; None: it cannot be started."""
         try:
-            process = subprocess.Popen(  # noqa: S603 - the user's command
-                words,
-                env=env,
-                process_group=0,
-                restore_signals=False,
-                close_fds=False,
-                preexec_fn=_before_exec(words, env, self._guard, self._inherited),  # noqa: PLW1509 - as above
-            )
+            process = self._started(words, env)
         except OSError:
             return None
         self._beside = Beside(process)
@@ -248,6 +255,15 @@ def _before_exec(
                 os.execvpe(command[0], list(command), own_env)  # noqa: S606 - the user's command
 
     return before_exec
+
+
+def _script(name: str, env: Mapping[str, str]) -> str:
+    """Return the path of a program that is a text without `#!`, as a shell runs it; else empty."""
+    with suppress(OSError):
+        path = shutil.which(name, path=env.get("PATH")) or name
+        with Path(path).open("rb") as file:
+            return "" if b"\0" in file.read(BINARY_BYTES) else path
+    return ""
 
 
 def prctl(what: int, value: int) -> None:

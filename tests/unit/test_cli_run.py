@@ -171,9 +171,21 @@ def test_command_that_cannot_run_holds_nothing(pool: TestBroker, tmp_path: Any) 
     script.chmod(0o755)
     done = run(pool, "--memory", "1", "--", str(script))
     assert done.returncode == 126
+    script.write_bytes(b"\x7fELF\0")
+    assert run(pool, "--memory", "1", "--", str(script)).returncode == 126
     script.chmod(0o644)
     assert run(pool, "--memory", "1", "--", str(script)).returncode == 126
     assert pool.client.leases() == ()
+
+
+def test_script_without_an_interpreters_line_is_run_by_sh(pool: TestBroker, tmp_path: Any) -> None:
+    """As by env and by every shell; also one that is found in PATH."""
+    script = tmp_path / "job"
+    script.write_text('echo "$GPU_LEASE_MEMORY_MB $*"; exit 5\n')
+    script.chmod(0o755)
+    for name in (str(script), "job"):
+        done = run(pool, "-q", "--memory", "9", "--", name, "a b", PATH=f"{tmp_path}:/usr/bin:/bin")
+        assert (done.returncode, done.stdout) == (5, "9 a b\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
