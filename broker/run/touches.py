@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -96,7 +97,21 @@ def _of_line(line: str, folder: Path, seen: set[Path]) -> str | None:
         parts = list(_commands(line))
     except ValueError:  # a quote that is not closed: judge by its plain words
         parts = [[word] for word in re.split(r"[^\w./=-]+", line) if word]
-    return next((why for part in parts if (why := _of_words(part, folder, seen))), None)
+    for part in parts:
+        if why := _of_words(part, folder, seen):
+            return why
+        folder = _after(part, folder)
+    return None
+
+
+def _after(words: list[str], folder: Path) -> Path:
+    """Return the folder in which the next command runs: `cd` may have left this one."""
+    if words[:1] != ["cd"] or len(words) != len(("cd", "folder")):
+        return folder
+    with suppress(OSError, RuntimeError):
+        there = folder / Path(words[1]).expanduser()
+        return there if there.is_dir() else folder
+    return folder
 
 
 def _commands(line: str) -> Iterator[list[str]]:

@@ -73,6 +73,8 @@ TOUCHES = [
     "while ! python train.py; do sleep 1; done",
     "python -c '\nimport torch\n'",
     "bash job.sh",
+    "cd inner && python deep.py",
+    "cd missing; cd inner\npython deep.py",
 ]
 FREE = [
     "ls -l",
@@ -97,6 +99,8 @@ FREE = [
     "echo '# it is' \"# not; vllm serve m\" \\# said",
     "echo a\\\n  vllm serve m",
     "bash free.sh",
+    "cd inner && python train.py",
+    "python deep.py; cd inner",
 ]
 
 
@@ -104,6 +108,8 @@ FREE = [
 def folder(tmp_path: Path) -> Path:
     """A project with a script that imports torch."""
     (tmp_path / "train.py").write_text("import sys\nimport torch\n")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "deep.py").write_text("from torch import nn\n")
     (tmp_path / "plain.py").write_text("text = 'import torch'\n")
     (tmp_path / "go.sh").write_text("set -e\npython train.py\n")
     (tmp_path / "job.sh").write_text("#!/bin/bash\n# the whole job\nset -e  # strict\nsh go.sh\n")
