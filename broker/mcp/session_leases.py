@@ -102,9 +102,11 @@ class SessionLeases(Leases):
             raise error_for("unknown_token")
 
     async def extend(self, who: Principal, token: str, hold_s: float) -> AsyncLease:
-        """Give it back so many seconds from now, and not before."""
+        """Give it back so many seconds from now, or later if it would last longer."""
         lease = await self.find(who, token)
-        self._end_after(token, hold_s)
+        timer = self._ends.get(token)
+        if timer is not None and timer.when() < asyncio.get_running_loop().time() + hold_s:
+            self._end_after(token, hold_s)
         return lease
 
     async def release(self, who: Principal, token: str) -> bool:

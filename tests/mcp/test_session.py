@@ -208,7 +208,7 @@ def test_page_has_configurations_that_can_be_copied() -> None:
 
 
 async def test_lease_ends_after_the_time_it_was_asked_for(gpus: TestBroker) -> None:
-    """`hold_s` ends it, and gpu_extend says until when instead."""
+    """`hold_s` ends it, and gpu_extend says until when instead, where that is later."""
     async with in_process(gpus) as client:
         await said(client, "gpu_acquire", memory_mb=600, hold_s=1)
         kept = (await said(client, "gpu_acquire", memory_mb=600, hold_s=1))["ticket"]
@@ -218,6 +218,19 @@ async def test_lease_ends_after_the_time_it_was_asked_for(gpus: TestBroker) -> N
         assert 800 < again["lease"]["ends_in_s"] <= 900
         await until_seen(lambda: len(gpus.client.leases()) == 1)
         assert [lease.token for lease in gpus.client.leases()] == [kept]
+
+
+async def test_lease_is_never_extended_to_an_earlier_end(gpus: TestBroker) -> None:
+    """One that ends with the session, and one that was asked for longer, are kept as long."""
+    async with in_process(gpus) as client:
+        endless = (await said(client, "gpu_acquire", memory_mb=600))["ticket"]
+        long = (await said(client, "gpu_acquire", memory_mb=600, hold_s=600))["ticket"]
+        for token, ends_in_s in ((endless, None), (long, 600)):
+            for tool, name in (("gpu_extend", "token"), ("gpu_acquire", "ticket")):
+                kept = await said(client, tool, **{name: token}, hold_s=1)
+                assert kept["lease"]["ends_in_s"] == (ends_in_s and pytest.approx(600, abs=60))
+        await asyncio.sleep(1.5)
+        assert {lease.token for lease in gpus.client.leases()} == {endless, long}
 
 
 async def test_forgotten_wait_is_given_up(gpus: TestBroker) -> None:
