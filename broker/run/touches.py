@@ -67,7 +67,7 @@ _OPTION: Final = re.compile(r"-.*|[\w.]*=.*|\d[\d.]*[smhd]?")
 _UNREAD: Final = re.compile(
     r"""('[^']*'|"(?:\\.|[^"\\])*"|\\[^\n])|\\\n|(?<![^\s;|&()])#[^\n]*""", re.DOTALL
 )
-"""What a shell does not read, outside of the quotes in the group: comments, continued line ends."""
+"""Comments and continued line ends, which a shell does not read; quotes are in the group."""
 
 _BETWEEN: Final = "();<>|&\n"
 """Characters that end a command, or redirect it."""

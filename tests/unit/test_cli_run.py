@@ -179,7 +179,7 @@ def test_command_that_cannot_run_holds_nothing(pool: TestBroker, tmp_path: Any) 
 
 
 def test_script_without_an_interpreters_line_is_run_by_sh(pool: TestBroker, tmp_path: Any) -> None:
-    """As by env and by every shell; also one that is found in PATH."""
+    """Env and every shell do so; also with one that is found in PATH."""
     script = tmp_path / "job"
     script.write_text('echo "$GPU_LEASE_MEMORY_MB $*"; exit 5\n')
     script.chmod(0o755)
