@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from agent_sdk.testing import TestBroker
 
 DEVICE = "SIM-test-host-0"
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 pool = broker_of_the_file()
@@ -99,6 +102,8 @@ def test_leases_of_a_host_or_a_gpu(pool: TestBroker) -> None:
         assert [x["token"] for x in data(pool, "leases", "--host", place)["leases"]] == [held.token]
     assert data(pool, "leases", "--host", f"{pool.host}:{there}")["leases"] == []
     assert on(pool, "leases", "--host", f"{pool.host}:{there}") == "no such leases\n"
+    page = (DOCS / "how-to" / "operate.md").read_text()
+    assert "safe to touch, when `leases --host` says `no such leases`" in page
     assert "no host and no device" in on(pool, "leases", "--host", "nowhere", code=1)
 
 
