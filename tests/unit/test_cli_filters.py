@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,6 +93,18 @@ def test_part_without_a_gpu_says_what_matches(pool: TestBroker) -> None:
         assert "nothing matches" not in text
         assert "cay" in text
     pool.client.release(held)
+
+
+@pytest.mark.parametrize("command", [("status",), ("top", "--once")])
+def test_closed_pool_says_why_nothing_is_free(pool: TestBroker, command: tuple[str, ...]) -> None:
+    """Its GPUs are well; an open pool has no such line."""
+    client, until_ms = pool.client, pool.client.pool().now_ms + 9_500
+    assert "closed" not in on(pool, *command).stdout
+    client.redis.hset(client.keys.pool, "closed_until_ms", until_ms)
+    text = on(pool, *command).stdout
+    client.redis.hset(client.keys.pool, "closed_until_ms", 0)
+    assert " 0 MiB free of" in text
+    assert re.search(r"\nclosed for [1-9] s more: it may have lost data, so nothing new", text)
 
 
 @pytest.mark.parametrize("asked", [("--host", "elsewhere"), ("--state", "away")])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from agent_sdk import LeaseClient
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.pool_state import PoolState
-    from agent_sdk.state.snapshot import LeaseStatus
+    from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
 
 BUSY_PCT: Final = 50
 
@@ -174,7 +174,7 @@ def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     wide = output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
-    parts = [pool_line(seen, pool, width)]
+    parts = [pool_line(seen, pool, width), *closing(scene.pool)]
     if seen.waiting and not seen.filtered:
         parts.append(f"{seen.waiting} waiting: gpu-broker queue")
     parts += notes_on_hosts(scene.hosts.values(), scene.pool.now_ms, width)
@@ -228,6 +228,14 @@ def pool_line(seen: Seen, pool: str, width: int | None) -> str:
     line = f"{name}{said}, {gib(free)} free of {gib(total)}."
     fits = width is None or len(bare(f"{line} {safe}")) <= width
     return f"{line} {safe}" if fits else f"{line}\n{safe}"
+
+
+def closing(pool: PoolStatus) -> list[str]:
+    """Say for how long the pool is closed, so that nothing is free; no line while it is open."""
+    left_ms = pool.closed_until_ms - pool.now_ms
+    if left_ms <= 0:
+        return []
+    return [f"closed for {age(left_ms)} more: it may have lost data, so nothing new is granted"]
 
 
 def _rows(scene: PoolState, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from agent_sdk.state.finding_kinds import KINDS
-from broker.cli.commands.status import DEFAULT, NOT_READY, look, pool_line, unmatched
+from broker.cli.commands.status import (
+    DEFAULT,
+    NOT_READY,
+    closing,
+    look,
+    pool_line,
+    unmatched,
+)
 from broker.cli.filters import MOST_GPUS, limited, of_agent, of_device_state, of_team, on_host
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.watch import watch
@@ -126,7 +133,7 @@ def as_text(seen: Seen, sort: str, pool: str = DEFAULT) -> str:
     gpus = [_gpu(device, scene) for device in scene.devices.values()]
     found = [_agent(row) for row in agents(seen)]
     rows = [_process(row, scene.pool.now_ms) for row in processes(seen, sort)]
-    parts = [pool_line(seen, pool, width)]
+    parts = [pool_line(seen, pool, width), *closing(scene.pool)]
     parts += [table(GPUS, gpus, width=width, gives=(8, 0))] if gpus else []
     parts += [table(AGENTS, found, width=width, gives=(0,))] if found else []
     parts += [table(PROCESSES, rows, width=width, gives=(7, 3, 2, 0))] if rows else []
