@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.snapshot import LeaseStatus
 
 PRIORITY_US: Final = 60_000_000
-"""What a step of priority is worth in the queue, as in `lua/lib/queue.lua`."""
+"""Microseconds in the queue that a step of priority is worth, as in `lua/lib/queue.lua`."""
 
 SHOWN_AHEAD: Final = 20
 SHOWN_CHANGES: Final = 4

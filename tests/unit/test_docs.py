@@ -22,6 +22,7 @@ from broker.devices import Sample
 from broker.devices.sample import State
 from broker.hooks.hook import KINDS as HOOK_FIELDS
 from broker.hooks.tenure import DISABLED_EVENT, DISABLED_FIELDS
+from broker.maintenance.store_check import StoreMemory
 from broker.mcp.key_index import KEPT_MS, MOST
 from broker.metrics import Metrics
 from broker.metrics.pool import STATES, PoolReading
@@ -335,7 +336,8 @@ def test_settings_are_those_of_the_page() -> None:
 def test_metrics_are_in_the_documents(pool: Pool) -> None:
     """Every metric that a replica may export is named, and every one that is named is exported."""
     status = pool.look(snapshot.pool(pool.keys))
-    seen = PoolReading(status, pool.look(snapshot.devices(pool.keys)), (), None)
+    devices = pool.look(snapshot.devices(pool.keys))
+    seen = PoolReading(status, devices, (), None, memory=StoreMemory(1, 2))
     text = Metrics().text(seen, Sample((), "nvml", error="no driver")).decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     assert {"gpu_orchestrator_active_leases", "gpu_orchestrator_nvml_error_info"} <= names
