@@ -31,7 +31,8 @@ if not state then
 end
 if state == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
 
-broker.event('revoke', 'token', token, 'agent', agent, 'devices', devices, 'by', by, 'reason', why)
+broker.event('revoke', 'token', token, 'agent', agent, 'devices', devices, 'by', by, 'reason', why,
+  team_of({ team = team }))
 if state ~= 'active' then   -- a waiter, or one with an offer: no holder trusts it yet
   broker.queue.end_wait(token, 'revoked')
   return reply('REVOKED', ctx.now)

@@ -20,17 +20,20 @@ function broker.compare(d, said, was)
     local now, before = said[kind], was[kind] or ''
     if now and now ~= before then
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
-      local function agent_of(name) return of_lease and call('HGET', prefix .. 'record:' .. name,
-        'agent') or '' end
+      local function whose(name)
+        if not of_lease then return '' end
+        local agent, team = unpack(call('HMGET', prefix .. 'record:' .. name, 'agent', 'team'))
+        return agent or '', team_of({ team = team })
+      end
       for _, name in ipairs(fresh(before, now)) do
         broker.event('finding_cleared', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease
           and 'token' or 'pid', name, 'agent',
-          agent_of(name))
+          whose(name))
       end
       for _, name in ipairs(fresh(now, before)) do
         broker.event('finding_raised', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease
           and 'token' or 'pid', name, 'agent',
-          agent_of(name))
+          whose(name))
       end
     end
   end

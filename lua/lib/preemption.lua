@@ -123,9 +123,9 @@ end
 function preemption.withdraw(w)
   for token in string.gmatch(w.preempts, '[^,]+') do
     local record = prefix .. 'record:' .. token
-    local state, of, agent, devices, expires_at_ms, ended_ms, revoked, hold_until_ms = unpack(call(
-      'HMGET', record, 'state', 'preempt_for', 'agent', 'devices', 'expires_at_ms',
-      'preempt_ended_ms', 'revoked', 'hold_until_ms'))
+    local state, of, agent, devices, expires_at_ms, ended_ms, revoked, hold_until_ms, team =
+      unpack(call('HMGET', record, 'state', 'preempt_for', 'agent', 'devices', 'expires_at_ms',
+      'preempt_ended_ms', 'revoked', 'hold_until_ms', 'team'))
     if state == 'active' and of == w.token then
       call('HDEL', record, 'preempt_at_ms', 'preempt_for', 'preempt_by', 'preempt_team',
         'preempt_ended_ms')
@@ -135,7 +135,8 @@ function preemption.withdraw(w)
         end_at(token, devices, ends_ms)
       end
       broker.count('notices_withdrawn')
-      broker.event('preemption_withdrawn', 'token', token, 'agent', agent, 'for', w.token)
+      broker.event('preemption_withdrawn', 'token', token, 'agent', agent, 'for', w.token,
+        team_of({ team = team }))
     elseif state ~= 'active' then   -- it ended in another way than by its notice
       call('HDEL', prefix .. 'preempting', token)
     end

@@ -19,7 +19,7 @@ local function cool(r)
   end
   clear_deadline(r.token)
   broker.bury(r.token, r.outcome)
-  broker.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
+  broker.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices, team_of(r))
   return touched
 end
 

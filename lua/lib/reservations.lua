@@ -214,7 +214,7 @@ local function give_up(w, devices)
   w.reserves_ms = ctx.now + idle_ms() * 2 ^ math.min(times - 1, DOUBLINGS)
   call('HSET', prefix .. 'record:' .. w.token, 'reservations', text(times), 'reserves_ms',
     text(w.reserves_ms))
-  broker.event('reservation_ended', 'token', w.token, 'agent', w.agent, 'devices', ids)
+  broker.event('reservation_ended', 'token', w.token, 'agent', w.agent, 'devices', ids, team_of(w))
 end
 
 -- Is what is reserved for w still worth it? If not, it goes back.

@@ -177,3 +177,36 @@ def test_snapshot_of_a_lease_tells_what_was_asked_and_how_it_stands(pool: Pool) 
     pool.release(token("a"))
     assert pool.look(queue.lookup(pool.keys, token("a"))) == "released"
     assert pool.look(queue.lookup(pool.keys, token("b"))) is None
+
+
+def test_event_about_a_lease_or_a_waiter_of_a_team_has_the_team(pool: Pool) -> None:
+    """Each of them, whatever becomes of it."""
+    day_ms, named = 86_400_000, set[str]()
+    pool.report(REAL, deadline_ms=day_ms)
+    pool.set_policy(reclaim_after_s=0)
+    ask = {"team": "red", "memory_mb": 600}
+    granted(pool.acquire(token("on"), **ask, ttl_ms=0, preemptible=1, yields=1))
+    for found in (token("on"), ""):
+        pool.report((device("gpu-a", simulated=0, idle=found),), deadline_ms=day_ms)
+    large = ask | {"memory_mb": 900, "priority": 5, "wait_ms": 600_000}
+    for _ in range(31):
+        pool.acquire(token("large"), **large)
+        pool.skew(3100)
+    pool.ask(token("on"), token("large"))
+    pool.set_policy(reclaim_after_s=1)
+    pool.acquire(token("large"), **large)
+    pool.release(token("large"))
+    pool.extend(token("on"), day_ms)
+    pool.revoke(token("on"), force=1)
+    pool.skew(5001)
+    pool.reap_all()
+    events: Any = pool.redis.xrange(pool.keys.events)
+    for _, fields in events:
+        if "token" in fields:
+            assert fields.get("team") == "red", fields
+            named.add(fields["event"])
+    assert named == {
+        "granted", "finding_raised", "finding_cleared", "waiting", "reserved", "reservation_ended",
+        "wanted", "preempting", "cancelled", "preemption_withdrawn", "extended", "revoke",
+        "revoked", "cooled",
+    }  # fmt: skip
