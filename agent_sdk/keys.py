@@ -106,6 +106,11 @@ class Keys:
         return f"{self.base}:agents"
 
     @property
+    def backfill(self) -> str:
+        """Sorted set: reserved device -> the time until which it is lent, in ms."""
+        return f"{self.base}:backfill"
+
+    @property
     def teams(self) -> str:
         """Hash: the policy of each team, as one line of words."""
         return f"{self.base}:teams"

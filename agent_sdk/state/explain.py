@@ -148,6 +148,14 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
     code = why(wish, scene)
     if code in {"fits", "no_capacity"} and waiting:
         code = "behind" if ahead else "next"
+    hold_s = scene.caps.of_team(wish.team).limit("max_hold_s") or 0
+    hold_ms = request.max_hold_ms or 1000 * hold_s
+    if hold_ms and scene.pool.waiting and code in {*BY_DEVICES, "agent_cap"}:
+        lent = yield from reservations.lent(keys, scene.pool.now_ms + hold_ms)
+        some = reservations.with_some_lent(wish, scene.devices, lent)
+        if why(wish, replace(scene, devices=some)) == "fits":
+            scene = replace(scene, devices=reservations.unreserved(scene.devices, lent))
+            code = "fits"
     scene = yield from _with_leases(keys, scene, wish)
     return _explained(wish, scene, code, None, ahead)
 

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk.protocol.messages import Answer, Read
+from agent_sdk.state.readings import names
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Mapping
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.placement import PlacementRequest
+
+LENT_READ: Final = 64
+"""Reserved devices that acquire looks at, as in `lua/lib/offers.lua`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,33 @@ def reservation(token: str, row: dict[str, str]) -> Reservation | None:
         since_ms=int(since) if since else None,
         until_ms=int(until) if until else None,
     )
+
+
+def lent(keys: Keys, until_ms: int) -> Generator[Read, Answer, frozenset[str]]:
+    """Read which reserved devices a request may use that has ended by then, on the pool's clock."""
+    found = ("ZRANGE", keys.backfill, until_ms, "+inf", "BYSCORE", "LIMIT", 0, LENT_READ)
+    return frozenset(names((yield Read((found,)))))
+
+
+def unreserved(
+    devices: Mapping[str, DeviceStatus], lent: Collection[str]
+) -> dict[str, DeviceStatus]:
+    """Return devices with those that are lent as if they were not reserved."""
+    return {
+        uuid: replace(device, reserved_for="", reservation=None) if uuid in lent else device
+        for uuid, device in devices.items()
+    }
+
+
+def with_some_lent(
+    wish: PlacementRequest, devices: Mapping[str, DeviceStatus], lent: Collection[str]
+) -> dict[str, DeviceStatus]:
+    """Return the devices of which a request may have some, one of them lent, as `unreserved`."""
+    mine = {uuid: device for uuid, device in devices.items() if uuid in lent}
+    if wish.devices > 1:
+        groups = {(device.host, device.model) for device in mine.values()}
+        mine = {uuid: d for uuid, d in devices.items() if (d.host, d.model) in groups}
+    return unreserved(mine, lent)
 
 
 def says(reserved: Reservation, now_ms: int) -> str:

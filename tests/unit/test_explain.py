@@ -262,6 +262,27 @@ def test_request_is_ahead_of_those_with_a_lower_priority(pool: Pool) -> None:
         pool.release(token(f"me-{n}"))
 
 
+@pytest.mark.parametrize("ask", [{}, {"exclusive": True}, {"devices": 2}, {"host": "h2"}])
+@pytest.mark.parametrize("hold_s", [0, 40, 100])
+def test_request_that_ends_in_time_is_told_that_it_fits(
+    pool: Pool, ask: dict[str, Any], hold_s: int
+) -> None:
+    """What is reserved for another is lent to it, as acquire does; also behind others."""
+    gpus = tuple(device(f"gpu-{n}", index=n) for n in range(3))
+    report(pool, *gpus)
+    granted(pool.acquire(memory_mb=1000, ttl_ms=0, max_hold_ms=100_000, agent="on"))
+    for _ in range(12):
+        wait(pool, "large", memory_mb=500, devices=3)
+        pool.skew(3000)
+    assert why(pool, "large").reservation is not None
+    assert wait(pool, "endless", memory_mb=200) == ["WAITING", 0]
+    wanted = {"memory_mb": 200, "max_hold_s": hold_s, "host": "any"} | ask
+    found = asked(pool, **wanted)
+    reply = pool.run("acquire", *Caller("h1").request("me", **wanted).call().args)
+    fits = 0 < hold_s < 60 and "host" not in ask
+    assert (found.code == "fits", reply[0] == "GRANTED") == (fits, fits), found
+
+
 def test_estimate_needs_an_end(pool: Pool) -> None:
     """A lease without expiry, or what no end of a lease changes: nobody can know when."""
     report(pool, device("gpu-a"))
