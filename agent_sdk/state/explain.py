@@ -155,7 +155,7 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
         some = reservations.with_some_lent(wish, scene.devices, lent)
         if why(wish, replace(scene, devices=some)) == "fits":
             scene = replace(scene, devices=reservations.unreserved(scene.devices, lent))
-            code = "fits"
+            code, ahead = "fits", 0
     scene = yield from _with_leases(keys, scene, wish)
     return _explained(wish, scene, code, None, ahead)
 
@@ -220,13 +220,13 @@ def _queue(queue_id: str, scene: PoolState) -> list[WaiterStatus]:
     return [w for w in scene.waiters.values() if w.queue_id == queue_id and w.place is not None]
 
 
-def _ahead(waiter: WaiterStatus, scene: PoolState) -> tuple[Ahead, ...]:
-    """Return the next of the waiters ahead in its queue."""
-    now_ms, place = scene.pool.now_ms, min(waiter.place or 0, SHOWN_AHEAD)
+def _ahead(queue_id: str, count: int, token: str | None, scene: PoolState) -> tuple[Ahead, ...]:
+    """Return the next of so many waiters that are ahead in a queue."""
+    now_ms = scene.pool.now_ms
     return tuple(
         Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.enqueued_ms) / 1000)
-        for x in _queue(waiter.queue_id, scene)[:place]
-        if x.token != waiter.token
+        for x in _queue(queue_id, scene)[: min(count, SHOWN_AHEAD)]
+        if x.token != token
     )
 
 
@@ -263,7 +263,7 @@ def _explained(
         summary=summary(code, wish, scene, counted(d.reason for d in devices), ahead_count, waiter)
         + (preempting_for(waiter, scene) + reserved_for(waiter, scene) if waiter else ""),
         devices=devices,
-        ahead=_ahead(waiter, scene) if waiter else (),
+        ahead=_ahead(waiter.queue_id if waiter else wish.queue_id, ahead_count, token, scene),
         ahead_count=ahead_count,
         first_end=first,
         estimate_s=estimate_s,

@@ -255,6 +255,9 @@ def test_request_is_ahead_of_those_with_a_lower_priority(pool: Pool) -> None:
     assert [(x.code, x.ahead_count) for x in behind.values()] == [
         ("behind", 2), ("behind", 1), ("behind", 1), ("next", 0),
     ]  # fmt: skip
+    assert [[x.agent for x in found.ahead] for found in behind.values()] == [
+        ["bob", "ann"], ["bob"], ["bob"], [],
+    ]  # fmt: skip
     assert behind[3].summary.startswith(STANDING["next"])
     assert behind[3].estimate_s == pytest.approx(11, abs=0.1)
     for n, found in behind.items():
