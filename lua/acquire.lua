@@ -98,6 +98,8 @@ end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
 local waiter, wait_until_ms = nil, nil
+-- So long it is held at most, by the policy that stands now
+if max_hold_ms == 0 then max_hold_ms = broker.team_policy(q.team).max_hold_ms end
 -- What it names may have been forgotten since its last poll
 local lately = (forgotten_ms or 0) + POLL_MS >= ctx.now
 local known = call('EXISTS', record) == 1
@@ -150,9 +152,7 @@ if waiter and waiter.state == 'offered' then
   end
 end
 
--- What its team may never have, by the policy that stands now.
-local of_team = broker.team_policy(q.team)
-if max_hold_ms == 0 then max_hold_ms = of_team.max_hold_ms end
+-- What its team may never have.
 q.max_hold_ms = max_hold_ms
 local most_mb, of_model = broker.most_mb(q)
 local barred = not waiter and not safe and broker.barred(q, ttl_ms)

@@ -445,6 +445,23 @@ def test_waiter_from_before_the_reservation_finds_it_too(pool: Pool) -> None:
     assert len(kept(pool)) == 2
 
 
+@pytest.mark.parametrize("by", ["itself", "its team"])
+def test_waiter_behind_others_finds_what_it_may_borrow(pool: Pool, by: str) -> None:
+    """Whoever says how long it is held at most: the one before it asks for more than is free."""
+    pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
+    pool.set_teams(red="max_hold_s=60" if by == "its team" else "")
+    for _ in range(2):
+        granted(pool.acquire(agent="little", memory_mb=700, max_hold_ms=180_000, ttl_ms=0))
+    ask = {"team": "red"} | ({"max_hold_ms": 60_000} if by == "itself" else {})
+    wait(pool, "two", **TWO)
+    for _ in range(10):
+        assert wait(pool, "large", memory_mb=500, **ask) == ["WAITING", 0]
+        assert wait(pool, "small", memory_mb=300, **ask) == ["WAITING", 1]
+        live(pool, 3, "two", **TWO)
+    assert len(kept(pool)) == 2
+    assert wait(pool, "small", memory_mb=300, **ask)[0] == "GRANTED"
+
+
 def test_end_is_not_known_of_a_holder_without_max_hold(pool: Pool) -> None:
     """Its ttl says nothing: it may be renewed for ever."""
     half_full(pool)

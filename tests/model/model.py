@@ -92,7 +92,7 @@ class Model(Favours):
     def only_waits(self, e: Entry, wait_ms: int) -> bool:
         """Is a poll no more than a heartbeat?"""
         behind = e.state == "waiting" and wait_ms and not self.safe and self.place(e) > 0
-        return bool(behind) and not e.reserved and not (e.ask.max_hold_ms and self.lends())
+        return bool(behind) and not e.reserved and not (self.hold_ms(e.ask) and self.lends())
 
     def waits(self, e: Entry, why: str, *, new: bool) -> Reply:
         """It waits, in its queue or capped."""
