@@ -8,13 +8,13 @@ import logging
 import re
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
 from agent_sdk.errors import BadRequest, error_for
-from agent_sdk.threads import begin, daemon
 from broker.hooks.addresses import AddressRefused
+from broker.tasks import on_own_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,22 +114,9 @@ def checked_url(url: str) -> str:
 
 async def send(url: str, message: Message, addresses: Addresses) -> str:
     """Send a message; return what was in the way, or an empty text."""
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[str] = loop.create_future()
-
-    def tell(said: str) -> None:
-        if not answered.done():
-            answered.set_result(said)
-
-    def work() -> None:
-        said = _send(url, message, addresses)
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, said)
-
     try:
-        begin(daemon(work, "hook to a chat"))  # apprise may hang: no exit waits for it
-        async with asyncio.timeout(ANSWER_S):
-            return await answered
+        async with asyncio.timeout(ANSWER_S):  # apprise may hang
+            return await on_own_thread(lambda: _send(url, message, addresses), "hook to a chat")
     except RuntimeError as error:
         return str(error)
     except TimeoutError:

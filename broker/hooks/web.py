@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import httpcore2
 from standardwebhooks import Webhook
 
 from broker import __version__
 from broker.hooks.addresses import AddressRefused
 from broker.hooks.hook import MOST
+from broker.tasks import on_own_thread
 from broker.text.printable import printable
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ class CheckedNetwork(httpcore2.AsyncNetworkBackend):
         Raises:
             AddressRefused: no address is allowed.
         """
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await on_own_thread(
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), "name of a webhook"
+        )
         problem: Exception = OSError(f"{host} has no address")
         for address in dict.fromkeys(str(each[4][0]) for each in found):
             try:

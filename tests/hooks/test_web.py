@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -86,12 +88,12 @@ async def test_name_is_judged_by_the_address_that_is_connected_to(
 ) -> None:
     """DNS rebinding: a name that was public when the hook was added points to this machine."""
 
-    async def rebound(host: str, port: int, **_: Any) -> list[Any]:
+    def rebound(host: str, port: int, **_: Any) -> list[Any]:
         assert host == "ops.example"
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
     with Receiver(tmp_path / "receiver") as receiver:
-        monkeypatch.setattr(web.anyio, "getaddrinfo", rebound)
+        monkeypatch.setattr(socket, "getaddrinfo", rebound)
         hook = new_hook(f"http://ops.example:{receiver.port}/")
         refused = await sent(hook, Addresses())
         assert not refused.taken
@@ -116,6 +118,38 @@ async def test_try_ends_in_time_whatever_the_receiver_does(
     gone = await sent(hook)
     assert not gone.taken
     assert gone.said
+
+
+async def test_names_that_are_not_looked_up_hold_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the threads that asyncio shares: other hooks and other work go on."""
+    over, look_up = threading.Event(), socket.getaddrinfo
+
+    def hanging(host: Any, *about: Any, **more: Any) -> Any:
+        if ".example" in str(host):
+            over.wait(30)
+            raise OSError("no such name")
+        return look_up(host, *about, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    client = WebClient(Addresses("localhost"))
+
+    def send(url: str) -> asyncio.Task[SendOutcome]:
+        return asyncio.create_task(client.send(new_hook(url), MESSAGE))
+
+    with Receiver(tmp_path / "receiver") as receiver:
+        silent = [send(f"http://n{n}.example/") for n in range(40)]
+        try:
+            await asyncio.sleep(0.2)
+            async with asyncio.timeout(5):
+                assert (await send(f"http://localhost:{receiver.port}/")).taken
+                await asyncio.to_thread(time.monotonic)
+            assert not any(task.done() for task in silent)
+        finally:
+            over.set()
+            await asyncio.wait(silent)
+            await client.close()
 
 
 @asynccontextmanager
