@@ -21,6 +21,11 @@ METADATA: Final = {ipaddress.ip_address("168.63.129.16")}
 
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
+NOT_PUBLIC: Final = tuple(
+    ipaddress.ip_network(each) for each in ("192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10", "::/96")
+)
+"""Networks of their site or of a protocol that Python, or one before 3.12.4, takes for global."""
+
 
 class AddressRefused(OSError):
     """Refusal of an address; the message has the way out."""
@@ -60,7 +65,8 @@ class Addresses:
         reached = _reached(ipaddress.ip_address(address.partition("%")[0]))
         if host.rstrip(".").lower() in self._hosts or any(reached in net for net in self._networks):
             return
-        if not reached.is_global or reached.is_multicast or reached in METADATA:
+        inside = reached in METADATA or any(reached in net for net in NOT_PUBLIC)
+        if inside or not reached.is_global or reached.is_multicast:
             raise AddressRefused(
                 f"{reached} is no public address, and hooks go to no other: {SETTING} allows more"
             )

@@ -59,7 +59,8 @@ async def sent(hook: Hook, addresses: Addresses = LOCAL) -> SendOutcome:
     ["127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "169.254.169.254", "fe80::1%eth0", "10.0.0.1",
      "172.16.0.1", "192.168.1.1", "100.64.0.1", "100.100.100.200", "fd00:ec2::254", "224.0.0.1",
      "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1",
-     "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "240.0.0.1", "168.63.129.16"],
+     "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "240.0.0.1", "168.63.129.16", "64:ff9b:1::a00:1",
+     "fec0::1", "::10.0.0.1", "192.0.0.8"],
 )  # fmt: skip
 def test_address_that_is_not_public_is_refused(address: str) -> None:
     """In whatever form it is written; a setting allows it, by its network or by a name."""
