@@ -79,9 +79,10 @@ class Registry:
             for each in (schema, served, *rows):
                 if isinstance(each, RedisError):
                     raise each
+            end = end_of(info)
         check_schema(schema)
         found = (hook_of(name, row) for name, row in zip(names, rows, strict=True))
-        return HooksSeen(tuple(filter(None, found)), end_of(info), bool(served))
+        return HooksSeen(tuple(filter(None, found)), end, bool(served))
 
     async def now_ms(self) -> int:
         """Return the time on Redis's clock."""

@@ -238,3 +238,21 @@ def test_broker_serves_as_its_user(server: Server) -> None:
         assert "gpu_broker_redis_up 1.0" in broker.http.get("/metrics").text
         assert "denied" not in broker.said().lower()
         assert password("broker") not in broker.said()
+
+
+def test_broker_with_the_rights_of_an_older_file_goes_on_beside_hooks(server: Server) -> None:
+    """Metrics stay, and whoever asks for the hooks is told that the store denies them."""
+    pool, secret = "acl-older", password("older")
+    with server.connect() as root:
+        (rights,) = (x.split()[2:] for x in FILE.read_text().splitlines() if " broker " in x)
+        root.execute_command("ACL", "SETUSER", "older", *rights, f">{secret}", "-xinfo|stream")
+        root.hset(f"gpu:{{{pool}}}:hook:ops", mapping={"url": "https://x.example", "life": "1"})
+        root.sadd(f"gpu:{{{pool}}}:hooks", "ops")
+    url = f"redis://older:{secret}@127.0.0.1:{server.port}"
+    with Broker(**GRANTING, REDIS_URL=url, GPU_BROKER_POOL=pool) as broker:
+        broker.wait()
+        scraped = broker.http.get("/metrics")
+        assert (scraped.status_code, "gpu_broker_device_info{" in scraped.text) == (200, True)
+        refused = broker.http.get("/hooks")
+        assert (refused.status_code, refused.json()["code"]) == (403, "denied")
+        assert "xinfo|stream" in refused.json()["detail"]
