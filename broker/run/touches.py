@@ -72,6 +72,9 @@ _UNREAD: Final = re.compile(
 _BETWEEN: Final = "();<>|&\n"
 """Characters that end a command, or redirect it."""
 
+_LEASES: Final = re.compile(r"""\beval\s+"?(?:\$\(|`)\s*[\w./-]*gpu-broker\s+acquire\s""")
+"""Beginning of a lease for the shell: what follows runs under it."""
+
 _IMPORT: Final = re.compile(
     r"(?:^|[;\n])\s*(?:import|from)\s+(" + "|".join(map(re.escape, LIBRARIES)) + r")\b"
 )
@@ -92,7 +95,7 @@ def touched_by(command: str | Sequence[str], folder: Path | None = None) -> str 
 
 def _of_line(line: str, folder: Path, seen: set[Path]) -> str | None:
     """Judge a line for a shell, or a script; `seen`: the scripts that are judged already."""
-    line = _UNREAD.sub(r"\1", line)
+    line = _LEASES.split(_UNREAD.sub(r"\1", line), maxsplit=1)[0]
     try:
         parts = list(_commands(line))
     except ValueError:  # a quote that is not closed: judge by its plain words

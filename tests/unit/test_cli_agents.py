@@ -75,6 +75,8 @@ TOUCHES = [
     "bash job.sh",
     "cd inner && python deep.py",
     "cd missing; cd inner\npython deep.py",
+    'python train.py; eval "$(gpu-broker acquire --export)"',
+    'eval "$(gpu-broker release --export)"; python train.py',
 ]
 FREE = [
     "ls -l",
@@ -101,6 +103,8 @@ FREE = [
     "bash free.sh",
     "cd inner && python train.py",
     "python deep.py; cd inner",
+    'cd inner && eval "$(gpu-broker acquire --memory 8GiB --export)" && python deep.py',
+    "eval $(/opt/bin/gpu-broker acquire --export)\nvllm serve m",
 ]
 
 
@@ -155,6 +159,19 @@ def test_guard_asks_the_pool_about_the_lease(pool: TestBroker, client: LeaseClie
     assert call(pool, "guard", "--offline", "--", "vllm", **held).returncode == 0
     assert call(pool, "guard", "--offline", "--", "vllm").returncode == 77
     assert call(pool, "guard").returncode == 2
+
+
+def test_command_names_its_lease_itself(pool: TestBroker, client: LeaseClient) -> None:
+    """Before it, with the rest of the lease's variables, as an agent does that leases over MCP."""
+    lease = client.acquire("me", memory_mb=300)
+    line = f"CUDA_VISIBLE_DEVICES=0 GPU_LEASE_TOKEN='{lease.token}' vllm serve m"
+    words = ("env", f"GPU_LEASE_TOKEN={lease.token}", "vllm", "serve", "m")
+    assert call(pool, "guard", "--hook", stdin=asks(line)).returncode == 0
+    assert call(pool, "guard", "--", *words).returncode == 0
+    client.release(lease)
+    assert "is over" in call(pool, "guard", "--hook", stdin=asks(line)).stderr
+    strange = asks(f"GPU_LEASE_TOKEN={'?' * 32} vllm serve m")
+    assert "no lease" in call(pool, "guard", "--hook", stdin=strange).stderr
 
 
 def test_guard_without_a_store_says_so(pool: TestBroker, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -10,6 +11,7 @@ from typing import Final, NamedTuple
 import click
 
 from agent_sdk.errors import LeaseError
+from agent_sdk.keys import TOKEN
 from agent_sdk.settings import lease_token
 from agent_sdk.state.queue import WaiterStatus
 from broker.cli import DENIED, UNAVAILABLE, USAGE
@@ -24,10 +26,14 @@ BLOCKS: Final = 2
 
 HOW: Final = (
     "run it under a lease: gpu-broker run --memory 8GiB -- COMMAND (waits for one; --or-cpu runs "
-    "without a GPU), or take one for this shell: "
-    'eval "$(gpu-broker acquire --memory 8GiB --export)"'
+    "without a GPU), or take one in the same line: "
+    'eval "$(gpu-broker acquire --memory 8GiB --export)" && COMMAND'
 )
 """Way out for a command without a lease."""
+
+
+NAMED: Final = re.compile(rf"\bGPU_LEASE_TOKEN=[\"']?({TOKEN.pattern})(?![^\s\"';&|)])")
+"""Lease that a command names itself, as one that an agent has over MCP."""
 
 
 class Judgement(NamedTuple):
@@ -85,7 +91,8 @@ def _judge(
     why = "a lease is asked for" if always else touched_by(command, folder)
     if why is None:
         return Judgement(allowed=True, code="free", says="nothing known says that it touches a GPU")
-    token = lease_token()
+    named = NAMED.search(command if isinstance(command, str) else " ".join(command))
+    token = named[1] if named else lease_token()
     if token is None:
         return Judgement(allowed=False, code="no_lease", says=f"no lease, and {why}; {HOW}")
     if offline:
