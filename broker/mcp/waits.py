@@ -9,6 +9,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk.errors import error_for
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -22,7 +24,8 @@ class PendingLease:
     Attributes:
         owner: the name of the principal that asked; empty: there are no keys.
         hold_s: seconds for which the lease is wanted; None: not said.
-        named_at: time of the last call that named it, on the loop's clock.
+        named_at: time of the last call that named it, or the end of one that waits, on the loop's
+            clock.
         told: a result has told its ticket.
     """
 
@@ -91,9 +94,10 @@ class PendingLeases:
         A call that is cancelled before its agent knows of the ticket gives the wait up.
 
         Raises:
-            LeaseError: the wait ended without a lease.
+            LeaseError: the wait ended without a lease, or another call has ended it.
         """
-        wait.named_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        wait.named_at = loop.time() + seconds  # its agent is not silent before
         stops = asyncio.ensure_future(self.stopped())
         first: set[asyncio.Future[Any]] = {wait.task, stops}
         try:
@@ -104,7 +108,10 @@ class PendingLeases:
                 self._forget(wait)
             raise
         finally:
+            wait.named_at = loop.time()
             stops.cancel()
+        if wait.task.cancelled():
+            raise error_for("cancelled", token=wait.token)
         if not wait.task.done():
             wait.told = True
             return None

@@ -117,6 +117,32 @@ async def test_no_call_lasts(gpus: TestBroker, monkeypatch: pytest.MonkeyPatch) 
         gpus.client.release(lease)
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_release_answers_a_call_that_waits(gpus: TestBroker, mode: str) -> None:
+    """Two calls at once of one ticket: the server lives on, with the leases that it has."""
+    held = gpus.client.acquire("other", memory_mb=1000)
+    async with in_process(gpus, mode=mode) as client:
+        kept = (await said(client, "gpu_acquire", memory_mb=900))["ticket"]
+        ticket = (await said(client, "gpu_acquire", memory_mb=900, wait_s=0.1))["ticket"]
+        waits = asyncio.ensure_future(refused(client, "gpu_acquire", ticket=ticket, wait_s=15))
+        await asyncio.sleep(0.2)
+        assert (await said(client, "gpu_release", token=ticket))["released"] is True
+        assert (await asyncio.wait_for(waits, 30))["code"] == "cancelled"
+        assert [row["token"] for row in (await said(client, "gpu_leases"))["leases"]] == [kept]
+    gpus.client.release(held)
+
+
+async def test_call_that_waits_is_no_silence(gpus: TestBroker) -> None:
+    """Also where it waits for longer than `idle_release_s`."""
+    held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
+    async with in_process(gpus, terms=Terms(idle_release_s=1)) as client:
+        waits = await said(client, "gpu_acquire", memory_mb=900, wait_s=2.5)
+        assert (waits["state"], waits["place"]) == ("waiting", 0)
+        await until_seen(lambda: not gpus.client.queue())
+    for lease in held:
+        gpus.client.release(lease)
+
+
 async def test_null_is_what_was_not_said(gpus: TestBroker) -> None:
     """Clients of a strict schema name every argument; a null of no known name is misspelt."""
     async with in_process(gpus) as client:
