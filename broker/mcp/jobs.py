@@ -89,6 +89,7 @@ class Jobs:
 
         Raises:
             OSError: the folder is not there, or no process can be had.
+            ValueError: a word has letters that no program can be given.
         """
         process = await asyncio.create_subprocess_exec(
             *BOUND,

@@ -86,8 +86,8 @@ class RunTool:
         options += ["--time", f"{time_s:.0f}s"] if time_s else []
         try:
             started = await self._jobs.start(options, command, cwd)
-        except OSError as error:
-            raise refused("not_started", str(error), "correct cwd") from error
+        except (OSError, ValueError) as error:  # the latter: letters that no program can be given
+            raise refused("not_started", str(error), "correct command or cwd") from error
         try:
             return await self._told(started, wait_s)
         except asyncio.CancelledError:  # no answer names the job: nothing else could stop it

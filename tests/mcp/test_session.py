@@ -184,6 +184,18 @@ async def test_refusals_have_code_and_next_step(gpus: TestBroker) -> None:
             gpus.client.release(token)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"command": ["true\0"]}, {"command": ["\ud800"]}, {"cwd": "\0"}, {"cwd": "/missing"}]
+)
+async def test_command_that_cannot_be_started_is_refused(
+    gpus: TestBroker, wrong: dict[str, Any]
+) -> None:
+    """Also one with letters that no program can be given."""
+    async with in_process(gpus, terms=Terms(may_run=True)) as client:
+        ask = {"command": ["true"], "memory_mb": 1} | wrong
+        assert (await refused(client, "gpu_run", **ask))["code"] == "not_started"
+
+
 async def test_news_come_with_the_next_result(gpus: TestBroker) -> None:
     """A revoked lease is told with any result until the agent lets go of it."""
     async with in_process(gpus, terms=Terms(ttl_s=4)) as client:
