@@ -6,6 +6,7 @@ without a word, so they are looked at before anything of `broker` is imported.
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +21,16 @@ UNAVAILABLE = 69
 
 def main() -> None:
     """Run the command line, unless another package lies over ours."""
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if raises:  # during the imports Ctrl-C ends us without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if problem := neighbour():
         sys.stderr.write(f"gpu-broker: {problem}\n")
         sys.exit(UNAVAILABLE)
     from broker.cli import main as command_line  # noqa: PLC0415 - only if it is ours
 
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     command_line()
 
 
