@@ -111,7 +111,7 @@ def _after(words: list[str], folder: Path) -> Path:
     """Return the folder in which the next command runs: `cd` may have left this one."""
     if words[:1] != ["cd"] or len(words) != len(("cd", "folder")):
         return folder
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError, ValueError):
         there = folder / Path(words[1]).expanduser()
         return there if there.is_dir() else folder
     return folder

@@ -102,6 +102,7 @@ FREE = [
     "echo a\\\n  vllm serve m",
     "bash free.sh",
     "cd inner && python train.py",
+    "cd ~no\0one; cd \ud800; cd ~missing-user; ls",
     "python deep.py; cd inner",
     'cd inner && eval "$(gpu-broker acquire --memory 8GiB --export)" && python deep.py',
     "eval $(/opt/bin/gpu-broker acquire --export)\nvllm serve m",
