@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -108,3 +109,19 @@ def test_reservation_that_the_queue_tells_first_is_not_free() -> None:
     gpu = "rows.devices.get('gpu-a')"
     assert of_page("describe.js", "leasable", f"leasable({gpu})", rows) == 0
     assert of_page("describe.js", "leasable", f"leasable({gpu})", rows | {"queue": {}}) == 500
+
+
+def test_nothing_free_in_the_whole_pool_has_a_reason() -> None:
+    """SAFE_MODE, of the pool or of this broker alone, or a pool that is closed after a loss."""
+    now = 1_796_000_000.0
+    says = ["SAFE_MODE is on", "SAFE_MODE is on", "closed for a while, as data may have been lost"]
+    broker, of_pool = {"safe_mode": False}, {"safe_mode_read_only": False, "closed_until": None}
+    cases = [
+        (of_pool | {"safe_mode_read_only": True}, broker),
+        (of_pool, {"safe_mode": True}),
+        (of_pool | {"closed_until": now + 9}, broker),
+        (of_pool | {"closed_until": now - 9}, broker),
+        (of_pool, broker),
+    ]
+    every = f"{json.dumps(cases)}.map((each) => nothingFree(...each))"
+    assert of_page("figures.js", "nothingFree", every, now=now, read_at=now) == [*says, "", ""]

@@ -1,6 +1,7 @@
 // The figures of all GPUs of a pool, from their rows.
 
 import { count, leasable, troubled } from "./describe.js";
+import { now } from "./state.js";
 
 /** How many GPUs are in each state but ok. */
 function troubles(gpus) {
@@ -24,4 +25,10 @@ export function figuresOf(gpus) {
     states: troubles(gpus),
     findings: count(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind))),
   };
+}
+
+/** Why no request can be given anything of the pool now; empty: some may be. */
+export function nothingFree(pool, broker) {
+  if (pool.safe_mode_read_only || broker.safe_mode) return "SAFE_MODE is on";
+  return pool.closed_until > now() ? "closed for a while, as data may have been lost" : "";
 }

@@ -2,7 +2,7 @@
 
 import { html, nothing } from "./vendor/lit-html.js";
 import { hrefOfFilter } from "./address.js";
-import { figuresOf } from "./figures.js";
+import { figuresOf, nothingFree } from "./figures.js";
 import { percent, size } from "./format.js";
 import { large, rows } from "./state.js";
 import { FINDINGS, STATES } from "./words.js";
@@ -66,8 +66,9 @@ export function summary(pool, broker) {
   const safe = pool.safe_mode_read_only || broker.safe_mode;
   const blocked_mb = of.left_mb - free_mb;
   const total = `of ${size(total_mb)}`;
-  const room = safe
-    ? "none: SAFE_MODE is on"
+  const none = nothingFree(pool, broker);
+  const room = none
+    ? `none: ${none}`
     : blocked_mb
       ? `${total}; ${size(blocked_mb)} not leasable`
       : total;
