@@ -18,7 +18,9 @@ from broker.path_prefix import bases_of
 DESCRIPTION: Final = """
 Leases on GPUs: the right to use GPU memory, or whole GPUs, for a time. Redis holds every fact;
 every replica answers the same. Times are epoch seconds, memory is MiB in names ending `_mb`.
-Every error has a `detail` for people and a `code` for programs, and is a problem of RFC 9457.
+Every error has a `detail` for people, and is a problem of RFC 9457; a refusal has a `code` for
+programs too. An unknown path, a wrong method, a body that is too large and an `If-Match` of another
+version have none.
 `GET /events` and `GET /live` are streams that never end, so no generated client should read them
 like the others: `x-streams` describes them.
 """

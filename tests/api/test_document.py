@@ -96,6 +96,23 @@ def test_every_operation_is_typed_and_named(document: dict[str, Any]) -> None:
     assert described["LeaseBody"]["properties"]["wait_s"]["description"].startswith("Wait in the")
 
 
+def test_errors_without_a_code_are_those_that_the_document_names(
+    broker: Broker, document: dict[str, Any]
+) -> None:
+    """A program that goes by codes learns it from there."""
+    names = {"unknown path": 404, "wrong method": 405, "too large": 413, "`If-Match`": 412}
+    assert [name for name in names if name not in document["info"]["description"]] == []
+    other = {"If-Match": '"999999"'}
+    answers = (
+        broker.http.get("/nothing"),
+        broker.http.patch("/policy"),
+        broker.http.post("/release", json={"token": "x" * 20_000}),
+        broker.http.put("/policy/teams", json={"teams": {}}, headers=other),
+    )
+    assert [answer.status_code for answer in answers] == [*names.values()]
+    assert [answer.json().get("code") for answer in answers] == [None] * 4
+
+
 def test_streams_are_no_call_of_a_generated_client(document: dict[str, Any]) -> None:
     """They never end, so they stand apart."""
     assert set(document["x-streams"]) == set(STREAMS)
