@@ -377,6 +377,8 @@ def _smaller(
             continue
         top = max(fit, key=lambda d: min(d.left_mb, room(d.model)))
         room_mb = room(top.model)
+        if host != wish.host and min(top.left_mb, room_mb) >= wish.memory_mb:
+            continue  # all of it fits there: the change of the host says so
         memory_mb = int(min(top.left_mb, room_mb, wish.memory_mb - 1))
         if memory_mb <= most or (whole(wish, pool) and top.left_mb > room_mb):
             continue

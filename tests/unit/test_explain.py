@@ -387,6 +387,17 @@ def test_change_that_is_said_to_fit_is_granted(pool: Pool, name: str) -> None:
         pool.release(token(f"try{n}"))
 
 
+def test_less_is_not_said_of_a_host_that_has_room_for_all(pool: Pool) -> None:
+    """The same fits there: one change, not two; less is said of the host that was asked."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=600, ttl_ms=0))
+    report(pool, device("gpu-b"), host="h2")
+    found = asked(pool, memory_mb=900, host="h1").fits_now
+    assert [x.change for x in found] == [{"host": "h2"}, {"memory_mb": 400}]
+    found = asked(pool, memory_mb=900, host="elsewhere").fits_now
+    assert [x.change for x in found] == [{"host": "h2"}]
+
+
 def test_change_is_not_said_where_others_wait_for_it(pool: Pool) -> None:
     """A request that would queue behind others is not told that it fits now."""
     report(pool, device("gpu-a"))
