@@ -114,6 +114,8 @@ def test_explain_names_the_unknown_host_and_the_nearest(
     assert (code, first.split("; ")[0]) == (0, f"host {asked} has no GPUs in this pool")
     assert (f"--host {near}," in first) == bool(near)
     assert first.endswith("; --host any takes any")
+    assert 'host="any"' not in text
+    assert "\nno estimate: it does not depend on the end of a lease\n" in text
     data = json.loads(run(waiting[0], *ask, "-o", "json")[1])
     meant = f"; {near} has" if near else ""
     assert data["summary"] == f"host {asked} has no devices in this pool{meant}"

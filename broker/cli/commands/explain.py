@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent_sdk.errors import CODES
 from broker.cli.commands.queue import asks
 from broker.cli.complete import hosts, tokens
 from broker.cli.names import whole_token
@@ -77,8 +78,9 @@ def explain(
 
 def as_text(found: Explanation) -> str:
     """Return the explanation for people: first the answer, then its grounds."""
-    summary = found.summary
+    summary, said = found.summary, found.summary
     if found.code == "host_unknown":
+        said = CODES[found.code].says
         summary = no_host(found.host, found.near_host, {device.host for device in found.devices})
     parts = [one_line(summary)]
     if found.fits_now:
@@ -86,7 +88,7 @@ def as_text(found: Explanation) -> str:
     if found.estimate_s is not None and found.code not in {"active", "offered", "fits"}:
         parts.append(f"in about {age(round(found.estimate_s * 1000))}: {found.basis}")
     elif found.estimate_s is None:
-        basis = found.basis.removesuffix(f": {found.summary}")  # it is said above
+        basis = found.basis.removesuffix(f": {said}")  # it is said above
         parts.append(f"no estimate: {basis}")
     if found.first_end is not None:
         end = found.first_end
