@@ -91,7 +91,7 @@ def _shown(client: LeaseClient, token: str, began: float, teller: Progress) -> I
             if now >= look_at:
                 try:
                     why = client.explain(token)
-                except UnknownToken:
+                except (UnknownToken, LeaseLost):  # it is over: the call itself tells how
                     why = None
                 except LeaseError as error:
                     why = error

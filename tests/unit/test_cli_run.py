@@ -15,6 +15,7 @@ import pytest
 
 from agent_sdk.testing import TestBroker, running_broker
 from tests.api.brokers import PROGRAM, eventually
+from tests.program import called
 from tests.servers import free_port
 from tests.unit.cli_runs import alive, events, run, running, settings
 from tests.unit.terminals import terminal
@@ -186,6 +187,23 @@ def test_script_without_an_interpreters_line_is_run_by_sh(pool: TestBroker, tmp_
     for name in (str(script), "job"):
         done = run(pool, "-q", "--memory", "9", "--", name, "a b", PATH=f"{tmp_path}:/usr/bin:/bin")
         assert (done.returncode, done.stdout) == (5, "9 a b\n")
+
+
+def test_wait_that_an_operator_ends_is_told_as_a_wait(pool: TestBroker) -> None:
+    """No lease is lost, and no GPU is in use: `revoke`, `run` and `wait` say so."""
+    for _ in range(2):
+        pool.client.acquire("holder", memory_mb=900)
+    with running(pool, "--memory", "900", "--", "echo", "ran") as waiting:
+        (place,) = eventually(pool.client.queue, 5)
+        revoked = called("revoke", place.token, "--reason", "x", REDIS_URL=pool.url)
+        assert revoked.stdout == f"{place.token} ends now\n"
+        out, err = waiting.communicate(timeout=20)
+    assert (waiting.returncode, out) == (1, "")
+    assert "gpu-broker: an operator ended the wait; gpu-broker events has it" in err
+    assert "stop using the GPU" not in err
+    ended = called("wait", place.token, REDIS_URL=pool.url)
+    assert ended.returncode == 1
+    assert ended.stdout == f"{place.token[:8]} has ended: an operator revoked it\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

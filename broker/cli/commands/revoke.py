@@ -50,7 +50,8 @@ def revoke(
     with pool_client() as client:
         if token is not None:
             token = whole_token(client, token)
-            client.revoke(token, force=force, why=reason)
+            ends_ms = client.revoke(token, force=force, why=reason)
+            force = force or ends_ms <= client.pool().now_ms  # a wait ends at once
             revoked: tuple[str, ...] = (token,)
         else:
             revoked = _revoke_all(client, agent, host, force=force, why=reason)

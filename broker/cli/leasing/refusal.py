@@ -11,6 +11,7 @@ from agent_sdk.errors import (
     Denied,
     HostUnknown,
     LeaseError,
+    LeaseLost,
     OutcomeUnknown,
     SafeMode,
     TeamLimit,
@@ -71,6 +72,9 @@ def explained(
         code, advice = NOT_IN_TIME, late
     elif isinstance(error, BadRequest):
         text, code, advice = in_options(text), FAILED, f"gpu-broker {command} --help says more"
+    elif isinstance(error, LeaseLost):
+        text = "an operator ended the wait" if error.code == "revoked" else text
+        code, advice = FAILED, "gpu-broker events has it, with the reason if one was given"
     elif isinstance(error, TeamLimit):
         code, advice = FAILED, "gpu-broker teams -o wide shows each team's limits"
     else:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from agent_sdk import LeaseClient
     from agent_sdk.state.snapshot import LeaseStatus
 
+TO_ITS_HOLDER: Final = "the lease is gone: stop using the GPU, "
+"""Beginning of sentences about an end, for the process that had the lease."""
+
 LOOK_S: Final = 5.0
 """Most seconds between two looks at the token itself; its events bring one at once."""
 
@@ -73,7 +76,8 @@ def wait(
         )
         sys.exit(NOT_IN_TIME)
     if isinstance(found, str):
-        text = f"{token[:8]} has ended: {CODES[found].says}"
+        says = CODES[found].says.removeprefix(TO_ITS_HOLDER)
+        text = f"{token[:8]} has ended: {says}"
         show(output, text, {"token": token, "state": "ended", "outcome": found})
         sys.exit(0 if end else FAILED)
     text, data = _lease_in_words(found), asdict(found)
