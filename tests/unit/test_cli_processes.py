@@ -162,13 +162,15 @@ def test_events_of_findings_say_what_and_of_whom(pool: TestBroker, found: str) -
         {"event": "finding_raised", "finding": "squatter", "device": FIRST, "host": HOST,
          "pid": "991"},
         {"event": "xid", "device": SECOND, "host": HOST, "xid": "79", "action": "hold"},
+        {"event": "device", "device": SECOND, "host": HOST, "state": "lost", "reason": "is gone"},
         {"event": "process_ended", "device": FIRST, "host": HOST, "pid": "77",
          "signal": "SIGTERM", "reason": "orphan", "token": found, "agent": "trainer"},
     ):  # fmt: skip
         pool.client.redis.xadd(stream, fields)
-    squatter, xid, ended = printed(pool, "events", "-n", "3").splitlines()
+    squatter, xid, lost, ended = printed(pool, "events", "-n", "4").splitlines()
     assert cells(squatter)[1:] == ["finding_raised", f"{HOST}:0", "squatter pid 991"]
     assert cells(xid)[1:] == ["xid", f"{HOST}:1", "XID 79 hold"]
+    assert cells(lost)[1:] == ["device", f"{HOST}:1", "lost is gone"]  # as status has it
     assert cells(ended)[1:] == [
         "process_ended", "trainer", f"{HOST}:0", f"{found[:8]} pid 77 SIGTERM orphan",
     ]  # fmt: skip

@@ -185,10 +185,8 @@ def as_line(event: Event, places: Places) -> str:
         fields.get("hook", ""), fields.get("finding", ""),
         _numbered("pid", fields), _numbered("XID", fields),
         fields.get("action", ""), fields.get("signal", ""),
-        fields.get("policy", ""), fields.get("reason", ""),
+        fields.get("policy", ""), _trouble(event), fields.get("reason", ""),
     ]  # fmt: skip
-    if event.event == "device" and fields.get("state") != "ok":
-        more.append(fields.get("state", ""))
     colour = "red" if event.event in TROUBLE else "green" if event.event == "granted" else None
     name = paint(event.event.ljust(COLUMNS[1]), colour)
     begin = f"{time_of_day}  {name}  {who.ljust(COLUMNS[2])}  {where.ljust(COLUMNS[3])}"
@@ -201,6 +199,12 @@ def _time_of_day(at_ms: int) -> str:
         return datetime.fromtimestamp(at_ms / 1000).astimezone().strftime("%H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return "-"
+
+
+def _trouble(event: Event) -> str:
+    """Return the state that a device came to, before its reason; empty: it is well."""
+    state = event.fields.get("state", "") if event.event == "device" else ""
+    return "" if state == "ok" else state
 
 
 def _numbered(word: str, fields: dict[str, str]) -> str:
