@@ -137,7 +137,7 @@ class PlaceInQueue(WithIgnored):
     """Place in the queue, held for 10 s: ask again with the token.
 
     Attributes:
-        place: requests ahead in the same queue; null: it waits for its agent's cap.
+        place: requests ahead in the same queue; null: only a cap holds it back.
         team: the team for whose quota it counts.
     """
 
@@ -172,7 +172,7 @@ class Waiter(TypedDict):
 
     Attributes:
         token: its token; of another key's request its beginning.
-        place: requests ahead in the same queue; null: it waits for its agent's cap, or is offered.
+        place: requests ahead in the same queue; null: a cap alone holds it back, or it is offered.
         capped: it waits for its agent's, its key's or its team's cap alone.
         host: the host that it asks for; null: any.
         model: the model that it asks for; null: any.
