@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -194,6 +195,14 @@ def test_hold_gives_back_at_ctrl_c(pool: TestBroker) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert pool.client.lookup(token) == "released"
+
+
+def test_hold_says_how_it_ends(pool: TestBroker) -> None:
+    """By its time, by `release` and by Ctrl-C."""
+    with shell(pool, "exec gpu-broker hold --memory 100 --for 1s 2>&1") as process:
+        text = process.communicate()[0]
+    ways = r"kept until [\d:]+; gpu-broker release \w{8} gives it back, and so does Ctrl-C\n"
+    assert re.search(ways, text), text
 
 
 def test_detached_hold_outlives_its_shell(pool: TestBroker) -> None:

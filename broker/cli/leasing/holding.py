@@ -89,7 +89,7 @@ def in_foreground(hold: Hold, output: str) -> None:
         _print(facts, output)
         sys.stdout.flush()
         if output != "json":
-            say(f"gpu-broker: {_end_in_words(facts)}, or until Ctrl-C", err=True)
+            say(f"gpu-broker: {_end_in_words(facts)}, and so does Ctrl-C", err=True)
         return True
 
     sys.exit(_keep(hold, Progress("text" if output != "json" else "trouble"), told))
