@@ -9,6 +9,7 @@ import time
 import timeit
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -49,6 +50,18 @@ def lease_and_release(broker: Broker, agent: str = "analyst") -> str:
     token: str = broker.granted(agent=agent, min_memory_mb=100)["token"]
     broker.release(token)
     return token
+
+
+@pytest.fixture(autouse=True)
+def told(request: pytest.FixtureRequest) -> None:
+    """Have the broker tell all that the tests before have done: a stream begins where it is."""
+    if "broker" in request.fixturenames:
+        broker: Broker = request.getfixturevalue("broker")
+        agent = f"first-{uuid4().hex}"
+        with following(broker, OF_LEASES) as stream:
+            lease_and_release(broker, agent)
+            while stream.until("released")[-1].data["agent"] != agent:
+                pass
 
 
 def ids(store: redis.Redis, after: str = "-") -> list[str]:

@@ -270,7 +270,7 @@ def test_request_is_ahead_of_those_with_a_lower_priority(pool: Pool) -> None:
 def test_request_that_ends_in_time_is_told_that_it_fits(
     pool: Pool, ask: dict[str, Any], hold_s: int
 ) -> None:
-    """What is reserved for another is lent to it, as acquire does; also behind others."""
+    """Devices that are reserved for another are lent to it, as by acquire; also behind others."""
     gpus = tuple(device(f"gpu-{n}", index=n) for n in range(3))
     report(pool, *gpus)
     granted(pool.acquire(memory_mb=1000, ttl_ms=0, max_hold_ms=100_000, agent="on"))
