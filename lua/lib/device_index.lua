@@ -56,8 +56,9 @@ function broker.register(d, was_divided, divided)
   count_capacity(before_mb, divided and 0 or d.total_mb - d.system_mb)
 end
 
--- Out of everything that knows it under the host and model it had.
+-- Out of everything that knows it under the host and model it had. Waiters may name these.
 function broker.unregister(d)
+  set_pool('forgotten_ms', ctx.now)
   local state = d.state
   d.state = 'moving'
   broker.index(d)

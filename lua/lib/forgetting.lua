@@ -13,8 +13,8 @@
 -- All that is registered is looked at every SWEEP_MS by reports and by reap, SWEEP_WORK devices and
 -- hosts at a time. Of the pool: `sweep_ms` (when the next look is due), `sweep_at` (how far this
 -- round has come: hosts, devices of the next) and `sweep_next_ms` (when something that this round
--- has seen is to go); `forgotten_ms` (when a device went last: its waiters are told so on their
--- next poll).
+-- has seen is to go); `forgotten_ms` (when a device went, or got another host or model, last: its
+-- waiters are told so on their next poll).
 
 local SWEEP_MS, SWEEP_WORK, MOST_DRAINS = 300000, 64, 1000
 local UNNAMED = 'UNKNOWN-'   -- such an id stands for a GPU that its host could not identify
@@ -31,7 +31,6 @@ function broker.forget_device(d, by, why)
   broker.unregister(d)
   call('DEL', prefix .. 'device:' .. d.uuid, prefix .. 'use:' .. d.uuid)
   ctx.devices[d.uuid] = nil
-  set_pool('forgotten_ms', ctx.now)
   broker.event('device_forgotten', 'device', d.uuid, 'host', d.host, 'by', by, 'reason', why)
 end
 

@@ -128,6 +128,22 @@ def test_device_that_is_kept_for_a_waiter_is_forgotten_and_kept_no_more(gpus: Po
         assert said(gpus.acquire(token(name), **waits)) == ["REFUSED", "model_unknown", ""]
 
 
+@pytest.mark.parametrize("how", ["model", "host"])
+def test_waiters_for_a_name_that_no_device_has_any_more_are_told(gpus: Pool, how: str) -> None:
+    """Also those behind others, at their next polls: each had waited until it was the head."""
+    name = {"model": "m2"} if how == "model" else {"host": "h1"}
+    waits = name | {"memory_mb": 900, "wait_ms": HOUR_MS}
+    for n in range(2):
+        granted(gpus.acquire(token(f"on-{n}"), memory_mb=900, ttl_ms=7 * DAY_MS))
+    for n in range(3):
+        assert said(gpus.acquire(token(f"w{n}"), **waits)) == ["WAITING", n]
+    renamed = tuple(device(f"gpu-{x}", model="m3") for x in "ab")
+    gpus.report(renamed, host="h1" if how == "model" else "h2", deadline_ms=15_000)
+    for n in (2, 1, 0):
+        answer = said(gpus.acquire(token(f"w{n}"), **waits))
+        assert answer[:2] == ["REFUSED", f"{how}_unknown"], n
+
+
 def test_slices_go_at_once_when_their_gpu_is_listed_without_them(pool: Pool) -> None:
     """A new MIG layout: what is not there any more is in no total, and gets no lease."""
     parent = device("gpu-a", state="mig")

@@ -115,6 +115,8 @@ class Devices(Queue):
         d = d or self.devices.setdefault(uuid, Device(host, said["model"]))
         if moved or d.model != said["model"] or said["state"] != "ok":
             self.unkeep(uuid)
+        if not new and (moved or d.model != said["model"]):
+            self.forgotten_ms = self.now
         d.drained = d.drained or (moved and host in self.drained_hosts)
         kept = {f"device:{uuid}", f"host:{host}"} & self.drains
         if new and (kept or self.of_drained(said.get("parent", ""))):
