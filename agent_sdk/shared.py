@@ -1,8 +1,9 @@
 """`agent_sdk.lease`: leases without a client of one's own.
 
 The process has one client of each kind, made from the environment at the first entry, and anew
-when the environment names another pool. They are closed at the end of the process, after all that
-blocks still held was given back. A forked child connects anew.
+when the environment names another pool. Of asyncio's kind each event loop that runs has its own;
+that of a loop which was closed goes to the next. They are closed at the end of the process, after
+all that blocks still held was given back. A forked child connects anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from agent_sdk.settings import SdkSettings, read_settings
 
 if TYPE_CHECKING:
     import asyncio
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable
     from types import TracebackType
     from typing import Unpack
@@ -36,31 +38,51 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _blocking: dict[SdkSettings, LeaseClient] = {}
-_async: dict[SdkSettings, AsyncLeaseClient] = {}
-"""Clients by the settings that they were made from: the present one alone, but for a moment."""
-
-
-def _of(made: dict[SdkSettings, Any], kind: Any) -> Any:
-    """Return the client of the present settings. Of two threads that make one, both get one."""
-    settings = read_settings()
-    found = made.get(settings)
-    if found is None:
-        found = made.setdefault(settings, kind.from_env())
-        for other in made.keys() - {settings}:
-            made.pop(other, None)  # its blocks keep it as long as they need it
-    return found
+_async: dict[tuple[SdkSettings, AbstractEventLoop | None], AsyncLeaseClient] = {}
+"""Clients by the settings that they were made from: the present ones alone, but for a moment."""
 
 
 def shared_client() -> LeaseClient:
-    """Return the blocking client of this process, from the environment."""
-    found: LeaseClient = _of(_blocking, client.LeaseClient)
+    """Return the blocking client of this process, from the environment.
+
+    Of two threads that make one, both get one.
+    """
+    settings = read_settings()
+    found = _blocking.get(settings)
+    if found is None:
+        found = _blocking.setdefault(settings, client.LeaseClient.from_env())
+        for other in _blocking.keys() - {settings}:
+            _blocking.pop(other, None)  # its blocks keep it as long as they need it
     return found
 
 
 def shared_async_client() -> AsyncLeaseClient:
-    """Return the asyncio client of this process, from the environment."""
-    found: AsyncLeaseClient = _of(_async, aio.AsyncLeaseClient)
+    """Return the asyncio client of this process and of the loop that runs, from the environment."""
+    settings, loop = read_settings(), _running_loop()
+    found = _async.get((settings, loop))
+    if found is None:
+        made = _left_over(settings) or aio.AsyncLeaseClient.from_env()
+        found = _async.setdefault((settings, loop), made)
+        for other in [each for each in list(_async) if each[0] != settings]:
+            _async.pop(other, None)  # as above
     return found
+
+
+def _running_loop() -> AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _left_over(settings: SdkSettings) -> AsyncLeaseClient | None:
+    """Take the client of a loop that was closed, or that was made outside of any."""
+    for each in list(_async):
+        if each[0] == settings and (each[1] is None or each[1].is_closed()):
+            found = _async.pop(each, None)
+            if found is not None:  # no other thread has taken it
+                return found
+    return None
 
 
 def forget() -> None:

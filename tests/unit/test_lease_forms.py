@@ -9,6 +9,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -334,6 +336,29 @@ async def test_decorated_coroutine_function_holds_while_it_runs(
     assert await two() == ["own"]
     assert not client.leases()
     await agent_sdk.shared.shared_async_client().close()
+
+
+def test_each_event_loop_that_runs_has_a_client_of_its_own(client: LeaseClient) -> None:
+    """Loops of several threads lease at once; that of a closed loop goes to the next one."""
+
+    @agent_sdk.lease("shared", memory_mb=100)
+    async def leased(together: threading.Barrier) -> AsyncLeaseClient:
+        together.wait(20)  # the others hold theirs too
+        return agent_sdk.shared.shared_async_client()
+
+    async def closed(together: threading.Barrier) -> AsyncLeaseClient:
+        found = await leased(together)
+        await found.close()
+        return found
+
+    def run(together: threading.Barrier) -> AsyncLeaseClient:
+        return asyncio.run(closed(together))
+
+    alone, together = threading.Barrier(1), threading.Barrier(3)
+    assert run(alone) is run(alone)
+    with ThreadPoolExecutor(3) as threads:
+        assert len(set(threads.map(run, [together] * 3))) == 3
+    assert not client.leases()
 
 
 def test_functions_whose_body_runs_after_the_call_are_refused(client: LeaseClient) -> None:
