@@ -65,8 +65,7 @@ def wait(
     with pool_client() as client:
         token = whole_token(client, token)
         if client.lookup(token) is None:
-            says = f"nothing is known of a token {token}; gpu-broker leases lists all"
-            raise error_for("unknown_token", says, token=token)
+            raise error_for("unknown_token", f"nothing is known of a token {token}", token=token)
         until = None if timeout_s is None else time.monotonic() + timeout_s
         found = _changed(client, token, end=end, until=until, away_s=store_timeout_s)
     if found is None:
