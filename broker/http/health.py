@@ -49,7 +49,7 @@ async def health(broker: At) -> Liveness:
     responses=answers(Ready) | {503: {"model": NotReady, "description": "Not now."}},
 )
 async def ready(broker: At) -> JSONResponse:
-    """Tell whether leases can be granted: asks Redis; 503 with the reason when they cannot."""
+    """Tell whether leases can be granted, SAFE_MODE apart: asks Redis; else 503 with the reason."""
     if reason := await broker.readiness.ask(lambda: _unready(broker)):
         return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
     return JSONResponse({"ready": True})

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.api.brokers import eventually
+
 if TYPE_CHECKING:
     from tests.api.brokers import Answered, Broker
     from tests.api.conftest import Fleet
@@ -60,6 +62,17 @@ def test_ready_without_redis_is_503_with_the_reason(storeless: Storeless) -> Non
     assert answer.json()["ready"] is False
     assert "Redis" in answer.json()["reason"]
     assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_ready_stays_200_under_safe_mode(plain: Broker, api_pool: Pool) -> None:
+    """An operator wants it so: `/health` says it, and no start waits for its end."""
+    api_pool.set_policy(safe_mode=1)
+    try:
+        eventually(lambda: plain.http.get("/health").json()["safe_mode"], 5)
+        ready = plain.http.get("/ready")
+    finally:
+        api_pool.set_policy(safe_mode=0)
+    assert (ready.status_code, ready.json()) == (200, {"ready": True})
 
 
 def test_events_without_redis_are_503_soon(storeless: Storeless) -> None:
