@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from broker.run.child import PR_SET_PDEATHSIG, prctl
@@ -133,8 +134,17 @@ def _work(
 
 
 def _close_others(stays_open: set[int]) -> None:
-    """Close what was inherited: a pipe that stays open here never ends for its reader."""
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are numbers
+    """Close what was inherited, but the standard streams and these others.
+
+    A pipe that stays open here never ends for its reader.
+    """
+    try:
+        names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are numbers
+    except OSError:  # a root without /proc
+        for below, above in pairwise([*sorted(stays_open), os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(below + 1, above)
+        return
+    for name in names:
         if int(name) not in stays_open:
             with suppress(OSError):
                 os.close(int(name))

@@ -188,6 +188,17 @@ def test_run_needs_neither_dev_nor_proc(settings: dict[str, str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
 
 
+def test_keeper_needs_no_proc_unless_it_watches_a_process(settings: dict[str, str]) -> None:
+    """It goes on in the background, or says what it needs."""
+    hold = f"{PROGRAM} hold --memory 1 --for 1s --detach; {PROGRAM} acquire --memory 1"
+    inner = f"mount -t tmpfs none /proc && {hold}"
+    done = ran(settings, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no user namespaces here")
+    assert "GPU_LEASE_TOKEN=" in done.stdout, done.stderr
+    assert (done.returncode, "no /proc here" in done.stderr) == (2, True), done.stderr
+
+
 def test_signal_that_was_blocked_reaches_us(settings: dict[str, str]) -> None:
     """SIGTERM, blocked by the parent, ends the wait; the command's own stays blocked."""
     wait = [PROGRAM, "run", "--memory", "900", "--", "true"]

@@ -10,8 +10,14 @@ from broker.cli import FAILED
 from broker.cli.leasing.holding import Hold, in_background
 from broker.cli.leasing.options import asked_in, request_options
 from broker.hold.life import ProcessLife, calling_shell
+from broker.identity import PROC, start_of
 from broker.text.screen import say
 from broker.text.units import Duration
+
+NO_PROC = (
+    "there is no /proc here, by which the shell would be watched; gpu-broker run and "
+    "gpu-broker hold --detach need none"
+)
 
 
 class ForEval(click.Command):
@@ -85,6 +91,8 @@ def _life(pid: int | None) -> ProcessLife:
     try:
         return ProcessLife(calling_shell() if pid is None else pid)
     except ProcessLookupError:
+        if not start_of(PROC, "self"):
+            raise click.UsageError(NO_PROC) from None
         if pid is None:
             raise click.UsageError("the shell has ended: --pid names a process") from None
         raise click.BadParameter(f"there is no process {pid}", param_hint="--pid") from None
