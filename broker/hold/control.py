@@ -30,9 +30,13 @@ class Control:
 
     def __init__(self, token: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with suppress(OSError):  # another one keeps the same lease: the first is asked
+        self._mute: socket.socket | None = None
+        try:
             self._socket.bind(_address(token))
             self._socket.listen(8)
+        except OSError:  # another one keeps the same lease, and is asked; or a sandbox forbids it
+            self._socket.close()
+            self._socket, self._mute = socket.socketpair()  # never readable, as an unbound one is
 
     def fileno(self) -> int:
         """Return the descriptor, readable when a request waits."""
@@ -60,6 +64,8 @@ class Control:
     ) -> None:
         """Close the socket."""
         self._socket.close()
+        if self._mute is not None:
+            self._mute.close()
 
 
 def ask_keeper(token: str, **request: Any) -> dict[str, Any] | None:

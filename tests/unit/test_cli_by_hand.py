@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -299,6 +301,17 @@ def test_keeper_obeys_its_user_alone() -> None:
     os.close(read)
     assert acts == []
     assert ask_keeper("a-token-of-root-1") is None
+
+
+def test_keeper_that_cannot_be_asked_sleeps() -> None:
+    """Its address is taken: it waits as any other, and the first one is asked."""
+    with Control("a-token-of-two-0") as first, Control("a-token-of-two-0") as second:
+        assert select.select([first, second], [], [], 0.2)[0] == []
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(ask_keeper, "a-token-of-two-0", do="tell")
+            assert select.select([first, second], [], [], 20)[0] == [first]
+            first.answer(lambda _: {"kept": True})
+            assert asked.result(20) == {"kept": True}
 
 
 def test_life_is_seen_without_a_descriptor_too(monkeypatch: pytest.MonkeyPatch) -> None:
