@@ -72,6 +72,7 @@ def test_ready_stays_200_under_safe_mode(plain: Broker, api_pool: Pool) -> None:
         ready = plain.http.get("/ready")
     finally:
         api_pool.set_policy(safe_mode=0)
+        eventually(lambda: not plain.http.get("/health").json()["safe_mode"], 5)
     assert (ready.status_code, ready.json()) == (200, {"ready": True})
 
 

@@ -125,7 +125,7 @@ async def test_release_answers_a_call_that_waits(gpus: TestBroker, mode: str) ->
         kept = (await said(client, "gpu_acquire", memory_mb=900))["ticket"]
         ticket = (await said(client, "gpu_acquire", memory_mb=900, wait_s=0.1))["ticket"]
         waits = asyncio.ensure_future(refused(client, "gpu_acquire", ticket=ticket, wait_s=15))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
         assert (await said(client, "gpu_release", token=ticket))["released"] is True
         assert (await asyncio.wait_for(waits, 30))["code"] == "cancelled"
         assert [row["token"] for row in (await said(client, "gpu_leases"))["leases"]] == [kept]
