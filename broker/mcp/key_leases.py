@@ -177,7 +177,7 @@ class KeyLeases(Leases):
             if isinstance(over, str) and over in CODES and over != "released":
                 found.append(loss_of(token, over))
             elif not isinstance(over, LeaseStatus):
-                self._watched[who.name].pop(token, None)
+                self._watched.get(who.name, OrderedDict()).pop(token, None)
         return found
 
     async def news(self, lease: AsyncLease) -> list[Notice]:
