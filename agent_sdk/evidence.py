@@ -9,9 +9,9 @@ registered pid count, and never ends a process without.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import mmap
 import os
+import threading
 from typing import Final
 
 from agent_sdk.fork import identity
@@ -42,34 +42,41 @@ class _Page:
             self._memory = mmap.mmap(handle, SLOTS * DIGEST_BYTES)  # it has a descriptor of its own
         finally:
             os.close(handle)
-        self._slots = itertools.count()
-        self._tokens = [""] * SLOTS
-        self._shown: set[str] = set()
-        self._held: set[str] = set()  # of those that are shown
+        self._lock = threading.RLock()  # a signal handler may ask for a lease meanwhile
+        self._used = 0
+        self._loose: dict[str, int] = {}  # token -> slot, the oldest first
+        self._held: dict[str, int] = {}
 
     def add(self, token: str) -> None:
         """Add the evidence of a token."""
-        for _ in range(SLOTS + 1):  # where all are held the oldest gives way
-            slot = next(self._slots) % SLOTS
-            old = self._tokens[slot]
-            if old not in self._held:
-                break
-        self._shown.discard(old)
-        self._held.discard(old)
-        self._tokens[slot] = token
-        self._shown.add(token)
-        at = slot * DIGEST_BYTES
-        self._memory[at : at + DIGEST_BYTES] = digest(token)
+        with self._lock:
+            if token not in self._held:
+                slot = self._loose.pop(token, None)
+                self._loose[token] = slot = self._free_slot() if slot is None else slot
+                at = slot * DIGEST_BYTES
+                self._memory[at : at + DIGEST_BYTES] = digest(token)
+
+    def _free_slot(self) -> int:
+        if self._used < SLOTS:
+            self._used += 1
+            return self._used - 1
+        gives_way = self._loose or self._held
+        return gives_way.pop(next(iter(gives_way)))
 
     def hold(self, token: str) -> None:
         """Show a token, and let it give way to others only where all others are held too."""
-        if token not in self._shown:
-            self.add(token)
-        self._held.add(token)
+        with self._lock:
+            if token not in self._held:
+                if token not in self._loose:
+                    self.add(token)
+                self._held[token] = self._loose.pop(token)
 
     def over(self, token: str) -> None:
         """Let a token give way in its turn."""
-        self._held.discard(token)
+        with self._lock:
+            slot = self._held.pop(token, None)
+            if slot is not None:
+                self._loose[token] = slot
 
 
 _pages: dict[str, _Page] = {}

@@ -272,6 +272,11 @@ def test_page_of_held_leases_alone_shows_the_newest() -> None:
     assert [evidence.shows(content, token) for token in tokens[:4]] == [False, False, False, True]
     page.hold(tokens[0])
     assert evidence.shows(bytes(page._memory), tokens[0])
+    began = time.perf_counter()
+    for token in tokens:
+        page.add(token)
+        page.hold(token)
+    assert time.perf_counter() - began < 1, "none looks for a place among all that are held"
 
 
 def test_page_that_is_full_shows_the_newest() -> None:
