@@ -3,9 +3,10 @@
 Processes of agents lease, wait, renew and give back; some hold leases when they are killed, and
 others take their place. Three teams share the devices: two have a quota, the third borrows, and
 what is lent is taken back with notice. Every few seconds the server's memory and keys are counted;
-tombstones live 15 minutes, so memory is compared from 20 minutes on, and what is not a tombstone
-from the first minute on. At the end nobody is left, and the pool is audited: every sum is what the
-records say, and nothing is held.
+tombstones live 15 minutes, so memory is compared from 20 minutes on. How often a job was preempted
+is kept for a week: what is neither that nor a tombstone is compared from the first minute on. At
+the end nobody is left, and the pool is audited: every sum is what the records say, and nothing is
+held.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ class Sample:
     used_mb: float
     keys: int
     tombstones: int
+    evicted: int
     leases: int
     waiting: int
 
     @property
     def others(self) -> int:
-        """Keys that are no tombstones."""
-        return self.keys - self.tombstones
+        """Keys that come and go with leases."""
+        return self.keys - self.tombstones - self.evicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ def sample(pool: bench.Pool, began: float) -> Sample:
         round(redis.info("memory")["used_memory"] / 2**20, 2),
         kinds.total(),
         kinds["done"],
+        kinds["evicted"],
         kinds["record"],
         int(redis.hget(keys.pool, "waiting")),
     )
@@ -251,12 +254,12 @@ def markdown(found: Results) -> str:
         + ", ".join(f"{name} {count:,}" for name, count in found.ended.items()) + ".",
         f"- sums: {'NOT exact: ' + found.exact if found.exact else 'exact, and nothing is left'}",
         f"- memory, from 20 minutes on: {said[found.flat_memory]}",
-        f"- keys but for tombstones, from the first minute on: {said[found.flat_keys]}",
+        f"- keys that come and go with leases, from the first minute on: {said[found.flat_keys]}",
         bench.table(
-            ["after, s", "MiB", "keys", "tombstones", "others", "records", "waiting"],
+            ["after, s", "MiB", "keys", "tombstones", "preempted", "others", "records", "waiting"],
             [
                 [f"{x.after_s:.0f}", f"{x.used_mb:.1f}", f"{x.keys:,}", f"{x.tombstones:,}",
-                 f"{x.others:,}", f"{x.leases:,}", f"{x.waiting:,}"]
+                 f"{x.evicted:,}", f"{x.others:,}", f"{x.leases:,}", f"{x.waiting:,}"]
                 for x in rows
             ],
         ),

@@ -49,7 +49,7 @@ def test_growth_is_not_flat_and_a_short_run_says_nothing():
     import soak
 
     def run(keys):
-        return [soak.Sample(float(n), 1.0, count, 0, 0, 0) for n, count in enumerate(keys)]
+        return [soak.Sample(float(n), 1.0, count, 0, 0, 0, 0) for n, count in enumerate(keys)]
 
     assert soak.flat(run([1000 + 10 * n for n in range(100)]), "others", 0) is False
     assert soak.flat(run([1000 + n % 7 for n in range(100)]), "others", 0) is True
