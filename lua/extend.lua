@@ -4,7 +4,7 @@
 -- ARGV[1]  protocol  int
 -- ARGV[2]  token     str
 -- ARGV[3]  hold_ms   int   from now; 0 = no limit
--- ARGV[4]  by        str   the operator that does it; empty = its holder, whose team's max_hold_s counts from the grant, and who moves nothing beyond the time until which reserved memory was lent
+-- ARGV[4]  by        str   the operator that does it; empty = its holder, within its team's max_hold_s and the time of a loan
 -- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's
 -- reply    EXTENDED hold_until_ms | ALREADY outcome | UNKNOWN | REFUSED reason detail
 -- keeps    S4: nothing resurrects; S7: never shorter than what the holder was told

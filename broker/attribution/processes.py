@@ -174,12 +174,14 @@ class Programs:
         return any(_shows(file, token, {0, entry.uid}) for file in files)
 
     def _named(self, pid: int, start: int) -> str | None:
-        """Return the token in a process's environment; None: it does not end to be read."""
+        """Return the token in a process's environment; None: it cannot be read, or not in time."""
         call = self._asked.pop((pid, start), None)
         new = call is None
         call = call or BoundedCall(lambda: self._token(pid), "environ")
         if call.answered_within(ENVIRON_S if new else 0):
-            return call.answer()
+            with suppress(RuntimeError):  # no thread can be had
+                return call.answer()
+            return None
         self._asked = {key: each for key, each in self._asked.items() if each.running}
         self._asked[pid, start] = call
         return None

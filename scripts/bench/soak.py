@@ -5,7 +5,7 @@ others take their place. Three teams share the devices: two have a quota, the th
 what is lent is taken back with notice. Every few seconds the server's memory and keys are counted;
 tombstones live 15 minutes, so memory is compared from 20 minutes on. How often a job was preempted
 is kept for a week: what is neither that nor a tombstone is compared from the first minute on. At
-the end nobody is left, and the pool is audited: every sum is what the records say, and nothing is
+the end no agent is left, and the pool is audited: every sum is what the records say, and nothing is
 held.
 """
 

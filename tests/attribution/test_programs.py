@@ -92,6 +92,19 @@ def test_environment_that_does_not_end_to_be_read_holds_nothing_up(tmp_path: Pat
     assert shown is True
 
 
+def test_reporter_without_further_threads_still_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The environment of a holder is unknown then, and that is no error of the whole report."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pid, start_ticks = (int(part) for part in process_id().split(":"))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert Programs().evidence(pid, start_ticks, "no-lease-of-this-process") is None
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_holder_shows_its_lease_for_a_process_of_its_own_user_alone() -> None:
     """Another user's process is not adopted by its word, and no process by another's."""
